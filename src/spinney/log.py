@@ -1,0 +1,39 @@
+"""Structured logs: an event name and fields, one line per decision."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any, cast
+
+import structlog
+
+Logger = structlog.typing.FilteringBoundLogger
+
+
+def get_logger(component: str, **fields: Any) -> Logger:
+    """Return a logger whose lines carry *component* and *fields*."""
+    return cast("Logger", structlog.get_logger(component=component, **fields))
+
+
+def configure(*, level: str = "info", json: bool = False) -> None:
+    """Write the process's logs to stderr, for people or as JSON. Called once, by ``cmd``."""
+    renderer: Any = (
+        structlog.processors.JSONRenderer()
+        if json
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(
+            logging.getLevelNamesMapping()[level.upper()]
+        ),
+        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
