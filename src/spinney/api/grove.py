@@ -77,7 +77,7 @@ class AutoScalingConfig(ApiStruct):
 class PodCliqueSpec(ApiStruct):
     """Pods of one role."""
 
-    pod_spec: dict[str, Any] = {}
+    pod_spec: Annotated[dict[str, Any], Meta(extra={"schema_of": PodSpec})] = {}
     role_name: str = ""
     replicas: int | None = None
     min_available: int | None = None
