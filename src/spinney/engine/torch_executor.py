@@ -1,0 +1,388 @@
+"""Runs a model with torch, on a CPU or a GPU, in float32, float16 or bfloat16.
+
+The KV pool is one tensor in the order in which blocks travel, so a block leaves and arrives as one
+copy. All tokens of a batch go through each matrix in one product; prefill chunks attend one by one,
+sequences that decode one token attend together over their gathered blocks. Invariants: the bytes of
+a block mean what `KVLayout` says, so this executor and the NumPy one exchange blocks at equal
+dtype; what a batch is composed of does not change which positions a token attends to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from spinney.engine.model import rope_tables
+from spinney.errors import BadInputError
+from spinney.kv.layout import KVLayout
+
+try:
+    import torch
+    from torch.nn import functional
+except ImportError as error:
+    raise ImportError(
+        "the torch executor needs torch, which is not installed; install spinney[torch] "
+        "or use the numpy executor",
+        name="torch",
+    ) from error
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from spinney.engine.checkpoint import Checkpoint
+    from spinney.engine.executor import Batch, ByteArray, FloatArray, SequenceStep
+    from spinney.engine.model import LayerWeights
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+"""The element types of weights, arithmetic and KV, by the names that `KVLayout` uses."""
+QUERY_TILE = 512
+"""Queries of a chunk that attend at once: bounds the mask, and the scores where they are stored."""
+GATHER_SPREAD = 1.5
+"""Decoding sequences attend in one group while the longest is at most this much longer."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Layer:
+    """Weights of one layer, ``(out, in)``, fused where the input is shared."""
+
+    input_norm: Tensor
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    o: Tensor
+    o_bias: Tensor | None
+    post_norm: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Tile:
+    """Queries ``begin:end`` of the batch, all of one sequence, and the *visible* keys they need.
+
+    *mask* is true where a query may look; None stands for the plain causal square.
+    """
+
+    begin: int
+    end: int
+    visible: int
+    mask: Tensor | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Chunk:
+    """Several tokens of one sequence."""
+
+    blocks: Tensor
+    tiles: tuple[_Tile, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Group:
+    """Sequences that decode one token each and attend together."""
+
+    rows: Tensor
+    blocks: Tensor
+    mask: Tensor | None
+    longest: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Schedule:
+    """Where the tokens of a batch go, worked out once for all layers."""
+
+    tokens: Tensor
+    blocks: Tensor
+    offsets: Tensor
+    cos: Tensor
+    sin: Tensor
+    chunks: tuple[_Chunk, ...]
+    groups: tuple[_Group, ...]
+    logit_rows: Tensor
+
+
+class TorchExecutor:
+    """See `spinney.engine.executor.Executor`.
+
+    *device* is a torch device, such as ``cpu`` or ``cuda:0``; *dtype* a name in `DTYPES`. *threads*
+    sets the threads of torch's CPU kernels, for the whole process. Raises BadInputError for a
+    device that is absent or an unknown dtype.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        num_blocks: int,
+        block_size: int,
+        device: str = "cpu",
+        dtype: str = "float32",
+        threads: int | None = None,
+    ) -> None:
+        config, weights = checkpoint.config, checkpoint.weights
+        self._config = config
+        self._device = _device(device)
+        self._dtype = _dtype(dtype)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._num_blocks = num_blocks
+        self._layout = KVLayout(
+            model=checkpoint.fingerprint,
+            dtype=dtype,
+            layers=config.num_layers,
+            kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            block_size=block_size,
+        )
+        self._embed = self._place(weights.embed)
+        self._layers = tuple(self._fuse(layer) for layer in weights.layers)
+        self._norm = self._place(weights.norm)
+        is_tied = weights.lm_head is weights.embed
+        self._lm_head = self._embed if is_tied else self._place(weights.lm_head)
+        cos, sin = rope_tables(config, config.max_position_embeddings)
+        self._cos, self._sin = self._place(cos), self._place(sin)
+        self._pool = torch.zeros(
+            (num_blocks, *self._layout.shape), dtype=self._dtype, device=self._device
+        )
+
+    @property
+    def layout(self) -> KVLayout:
+        """What the bytes of a block are."""
+        return self._layout
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of KV memory."""
+        return self._num_blocks
+
+    def step(self, batch: Batch) -> FloatArray:
+        """Run *batch*; see `Executor.step`."""
+        with torch.inference_mode():
+            schedule = self._schedule(batch)
+            x = self._embed[schedule.tokens]
+            for index, layer in enumerate(self._layers):
+                normed = self._rms_norm(x, layer.input_norm)
+                x = x + self._attention(index, layer, normed, schedule)
+                x = x + _swiglu(layer, self._rms_norm(x, layer.post_norm))
+            last = self._rms_norm(x[schedule.logit_rows], self._norm)
+            logits = functional.linear(last, self._lm_head).to("cpu", torch.float32)
+        result: FloatArray = logits.numpy()
+        return result
+
+    def read_blocks(self, block_ids: Sequence[int], out: ByteArray) -> None:
+        """Copy blocks out; see `Executor.read_blocks`."""
+        self._check_size(block_ids, out)
+        with torch.inference_mode():
+            chosen = self._pool[self._indices(block_ids)]
+            torch.from_numpy(out.reshape(-1)).copy_(chosen.view(torch.uint8).reshape(-1))
+
+    def write_blocks(self, block_ids: Sequence[int], data: ByteArray) -> None:
+        """Overwrite blocks; see `Executor.write_blocks`."""
+        self._check_size(block_ids, data)
+        # Torch takes only arrays that it could write to.
+        flat = data.reshape(-1) if data.flags.writeable else data.reshape(-1).copy()
+        with torch.inference_mode():
+            values = torch.from_numpy(flat).to(self._device).view(self._dtype)
+            blocks = values.view(len(block_ids), *self._layout.shape)
+            self._pool[self._indices(block_ids)] = blocks
+
+    def close(self) -> None:
+        """Drop the KV pool."""
+        self._pool = torch.empty(0, dtype=self._dtype, device=self._device)
+
+    def _check_size(self, block_ids: Sequence[int], data: ByteArray) -> None:
+        wanted = len(block_ids) * self._layout.block_bytes
+        if data.nbytes != wanted:
+            raise ValueError(
+                f"{len(block_ids)} blocks are {wanted} bytes, the buffer has {data.nbytes}"
+            )
+
+    def _place(self, array: FloatArray) -> Tensor:
+        # A copy of its own: the checkpoint's arrays may be read-only or mapped from a file.
+        return torch.tensor(array, dtype=self._dtype, device=self._device)
+
+    def _place_optional(self, array: FloatArray | None) -> Tensor | None:
+        return None if array is None else self._place(array)
+
+    def _fuse(self, layer: LayerWeights) -> _Layer:
+        qkv_bias = None
+        if layer.q_bias is not None and layer.k_bias is not None and layer.v_bias is not None:
+            qkv_bias = np.concatenate([layer.q_bias, layer.k_bias, layer.v_bias])
+        return _Layer(
+            input_norm=self._place(layer.input_norm),
+            qkv=self._place(np.concatenate([layer.q, layer.k, layer.v])),
+            qkv_bias=self._place_optional(qkv_bias),
+            q_norm=self._place_optional(layer.q_norm),
+            k_norm=self._place_optional(layer.k_norm),
+            o=self._place(layer.o),
+            o_bias=self._place_optional(layer.o_bias),
+            post_norm=self._place(layer.post_norm),
+            gate_up=self._place(np.concatenate([layer.gate, layer.up])),
+            down=self._place(layer.down),
+        )
+
+    def _indices(self, values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self._device)
+
+    def _schedule(self, batch: Batch) -> _Schedule:
+        size = self._layout.block_size
+        tokens: list[int] = []
+        positions: list[int] = []
+        blocks: list[int] = []
+        chunks: list[_Chunk] = []
+        singles: list[tuple[int, SequenceStep]] = []
+        wanted: list[int] = []
+        for sequence in batch.sequences:
+            begin, count = len(tokens), len(sequence.token_ids)
+            span = range(sequence.start, sequence.start + count)
+            tokens.extend(sequence.token_ids)
+            positions.extend(span)
+            blocks.extend(sequence.block_ids[at // size] for at in span)
+            if count == 1:
+                singles.append((begin, sequence))
+            else:
+                chunks.append(self._chunk(begin, sequence))
+            if sequence.wants_logits:
+                wanted.append(begin + count - 1)
+        at = self._indices(positions)
+        return _Schedule(
+            tokens=self._indices(tokens),
+            blocks=self._indices(blocks),
+            offsets=at % size,
+            cos=self._cos[at][:, None, :],
+            sin=self._sin[at][:, None, :],
+            chunks=tuple(chunks),
+            groups=tuple(self._group(members) for members in _similar(singles, size)),
+            logit_rows=self._indices(wanted),
+        )
+
+    def _chunk(self, begin: int, sequence: SequenceStep) -> _Chunk:
+        count, start = len(sequence.token_ids), sequence.start
+        used = -(-(start + count) // self._layout.block_size)
+        tiles = []
+        for first in range(0, count, QUERY_TILE):
+            last = min(first + QUERY_TILE, count)
+            visible = start + last
+            mask = None
+            if visible != last - first:
+                shape = (last - first, visible)
+                ones = torch.ones(shape, dtype=torch.bool, device=self._device)
+                mask = ones.tril_(start + first)
+            tiles.append(_Tile(begin + first, begin + last, visible, mask))
+        return _Chunk(self._indices(sequence.block_ids[:used]), tuple(tiles))
+
+    def _group(self, members: list[tuple[int, SequenceStep]]) -> _Group:
+        lengths = [sequence.start + 1 for _, sequence in members]
+        longest = max(lengths)
+        width = -(-longest // self._layout.block_size)
+        # A shorter table is filled up with its own first block: its positions are masked.
+        tables = [
+            [*table[:width], *[table[0]] * (width - len(table))]
+            for table in (sequence.block_ids for _, sequence in members)
+        ]
+        mask = None
+        if min(lengths) != longest:
+            at = torch.arange(longest, device=self._device)
+            mask = (at[None, :] < self._indices(lengths)[:, None])[:, None, None, :]
+        rows = self._indices([row for row, _ in members])
+        return _Group(rows, self._indices(tables), mask, longest)
+
+    def _rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return functional.rms_norm(x, weight.shape, weight, self._config.rms_norm_eps)
+
+    def _attention(self, index: int, layer: _Layer, x: Tensor, schedule: _Schedule) -> Tensor:
+        config = self._config
+        qkv = functional.linear(x, layer.qkv, layer.qkv_bias).view(len(x), -1, config.head_dim)
+        sizes = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+        query, key, value = qkv.split(sizes, dim=1)
+        if layer.q_norm is not None and layer.k_norm is not None:
+            query = self._rms_norm(query, layer.q_norm)
+            key = self._rms_norm(key, layer.k_norm)
+        query = _rotate(query, schedule.cos, schedule.sin)
+        pool = self._pool[:, index]
+        pool[schedule.blocks, 0, schedule.offsets] = _rotate(key, schedule.cos, schedule.sin)
+        pool[schedule.blocks, 1, schedule.offsets] = value
+        attended = torch.empty_like(query)
+        for chunk in schedule.chunks:
+            self._attend_chunk(pool, chunk, query, attended)
+        for group in schedule.groups:
+            self._attend_group(pool, group, query, attended)
+        return functional.linear(attended.flatten(1), layer.o, layer.o_bias)
+
+    def _attend_chunk(self, pool: Tensor, chunk: _Chunk, query: Tensor, out: Tensor) -> None:
+        repeats = self._config.num_heads // self._config.num_kv_heads
+        # (tokens, kv heads, dim) → (1, heads, tokens, dim): each KV head serves its query heads.
+        keys, values = (
+            pool[chunk.blocks, which]
+            .flatten(0, 1)
+            .transpose(0, 1)
+            .repeat_interleave(repeats, dim=0)[None]
+            for which in (0, 1)
+        )
+        for tile in chunk.tiles:
+            mixed = functional.scaled_dot_product_attention(
+                query[tile.begin : tile.end].transpose(0, 1)[None],
+                keys[:, :, : tile.visible],
+                values[:, :, : tile.visible],
+                attn_mask=tile.mask,
+                is_causal=tile.mask is None,
+            )
+            out[tile.begin : tile.end] = mixed[0].transpose(0, 1)
+
+    def _attend_group(self, pool: Tensor, group: _Group, query: Tensor, out: Tensor) -> None:
+        heads, dim, count = self._config.num_kv_heads, self._config.head_dim, len(group.rows)
+        keys, values = (
+            pool[group.blocks, which].flatten(1, 2)[:, : group.longest].transpose(1, 2)
+            for which in (0, 1)
+        )
+        # The query heads of a KV head stand where a kernel expects positions: none of the keys
+        # has to be repeated.
+        grouped = query[group.rows].view(count, heads, -1, dim)
+        mixed = functional.scaled_dot_product_attention(grouped, keys, values, attn_mask=group.mask)
+        out[group.rows] = mixed.reshape(count, -1, dim)
+
+
+def _device(name: str) -> Any:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise BadInputError(
+            f"device {name!r} cannot be used: {reason}; use cpu, or cuda where there is a GPU"
+        ) from None
+    return device
+
+
+def _dtype(name: str) -> Any:
+    if name not in DTYPES:
+        raise BadInputError(f"dtype is {name!r}; this executor computes in {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def _similar(
+    singles: list[tuple[int, SequenceStep]], size: int
+) -> list[list[tuple[int, SequenceStep]]]:
+    """Put sequences of similar length together, so that little is gathered in vain."""
+    groups: list[list[tuple[int, SequenceStep]]] = []
+    for item in sorted(singles, key=lambda item: (item[1].start, item[0])):
+        if groups and item[1].start < GATHER_SPREAD * (groups[-1][0][1].start + size):
+            groups[-1].append(item)
+        else:
+            groups.append([item])
+    return groups
+
+
+def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = heads.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def _swiglu(layer: _Layer, x: Tensor) -> Tensor:
+    gate, up = functional.linear(x, layer.gate_up).chunk(2, dim=-1)
+    return functional.linear(functional.silu(gate) * up, layer.down)
