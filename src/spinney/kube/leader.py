@@ -103,7 +103,9 @@ class LeaderElector:
             log.warning("lease lost", lease=self._name, identity=self.identity)
 
     async def _acquire(self) -> None:
-        while not await self._try_once():
+        while True:
+            if await self._try_once():
+                return
             await asyncio.sleep(self._pause_s())
 
     async def _lead(self, work: Callable[[], Awaitable[None]]) -> bool:
@@ -163,9 +165,9 @@ class LeaderElector:
             self._observed = Observed(lease.spec, _loop_s())
         if not may_take(self._observed, self.identity, _loop_s()):
             return False
-        spec = self._next_spec(lease.spec, now)
+        lease.spec = self._next_spec(lease.spec, now)
         # update() names the version read: if anybody wrote since, this is a conflict.
-        updated = await self._client.update(msgspec.structs.replace(lease, spec=spec))
+        updated = await self._client.update(lease)
         self._hold(updated.spec, asked_s)
         return True
 
@@ -195,10 +197,10 @@ class LeaderElector:
                 lease = await self._client.get(Lease, self._name, self._namespace)
                 if lease.spec.holder_identity != self.identity:
                     return
-                spec = msgspec.structs.replace(
+                lease.spec = msgspec.structs.replace(
                     lease.spec, holder_identity="", lease_duration_seconds=1
                 )
-                await self._client.update(msgspec.structs.replace(lease, spec=spec))
+                await self._client.update(lease)
         except (ApiError, TransportError, TimeoutError) as error:
             log.info("lease not released", lease=self._name, error=str(error))
 
