@@ -35,7 +35,11 @@ GENERIC = (
     "What {is|are} $", "What {is|are} $", "{Tell|Teach} me {something |}about $.", "Explain $.",
     "{Can|Could} you explain $?", "{Please explain|Explain} $ in simple words.", "Describe $.",
     "What do you know about $?", "What can you {tell me|say} about $?", "What exactly {is|are} $?",
-    "I want to {know|learn} {more |}about $.", "Do you know what $ {is|are}?", "{Define|Describe} $.",
+    "{Describe|Introduce} $.", "How does $ work?", "Why {is|are} $ {useful|important|good}?",
+    "{What about|And what is} $?", "Say something about $.", "What is the purpose of $?",
+    "What {is|are} $ and why {is it|are they} {useful|needed|important}?", "Why do {I|we} need $?",
+    "What {is|are} $ and {how does it work|what is it for|what does it do}?", "What does $ do?",
+    "I want to {know|learn} {more |}about $.", "Do you know what $ {is|are}?", "Define $.",
     "How would you explain $ to a child?", "I have never heard of $. What {is|are} that?",
     "What does $ mean?", "$?", "What's $?", "Give me a short explanation of $.",
 )  # fmt: skip
@@ -49,11 +53,17 @@ PREFIXES = (
 )  # fmt: skip
 TRAITS = {
     "live": (
-        ("Where {does|can} $ live?", "Where {can I find|do I find|lives} $?", "What is the home of $?"),
+        (
+            "Where {does|can} $ live?", "Where {can I find|do I find|lives} $?",
+            "What is the home of $?", "Where is the home of $?",
+        ),
         "{Subject} lives {trait}.",
     ),
     "eat": (
-        ("What does $ eat?", "What is the food of $?", "What {can|could} $ eat?", "What {do I|can I} feed $?"),
+        (
+            "What does $ eat?", "What is the food of $?", "What {can|could} $ eat?",
+            "What {do I|can I} feed $?", "What does $ {like to eat|feed on|live on}?",
+        ),
         "{Subject} eats {trait}.",
     ),
     "look": (
@@ -61,7 +71,10 @@ TRAITS = {
         "{Subject} has {trait}.",
     ),
     "use": (
-        ("What is $ {used |}for?", "What can I do with $?", "How do I use $?", "Why do people need $?"),
+        (
+            "What is $ {used |}for?", "What can I do with $?", "How do I use $?",
+            "Why do {people|I} need $?", "What does {one|a person} do with $?",
+        ),
         "{Subject} is used {trait}.",
     ),
     "made": (
@@ -87,30 +100,46 @@ UNKNOWN = (
     "What is the capital of {France|Spain|Japan|Brazil|Canada|Egypt|*}?",
     "Who {was|is} {the king of|the president of|the queen of} {England|America|France|*}?",
     "Who wrote {the book|} *?", "When {was|did} * {born|happen|end|begin}?", "How do I cook *?",
-    "What is # {plus|times|minus} #?", "What is #{ +| *| -} #?", "Solve x + # = #.",
-    "Write {a program|code|a function} in {Python|Java|Go} {that sorts a list|for *}.",
-    "What is {a|an|the} *?", "Tell me about *.", "Explain *.", "How {far|high|old|heavy} is *?",
-    "Translate * into {French|German|Latin}.", "What {happened|was there} in {19|18|20}##?",
-    "Who won the {game|match|war|race} {of|in} *?", "How many people live in *?",
-    "What do you think about {politics|money|love|football|music|*}?", "Can you book me a {flight|hotel|table}?",
-    "What time is it?", "What {day|date} is it today?", "Give me advice about {my work|money|my health|*}.",
-    "Why is {gold|glass|music|money|*} so {dear|clear|loud|old}?", "Where is {Paris|Rome|London|*}?",
+    "What is # {plus|times|minus} #?", "What is #{ +| -| x} #?", "Solve x + # = #.",
+    "Calculate # {plus|times} #.", "How much is # {plus|and|times} #?", "Is # a prime number?",
+    "Write {a program|code|a function} in {Python|Java|Go} {that sorts a list|for *|to print *}.",
+    "Write a {Python|Java|small} {program|script} that {prints|counts|finds} {numbers|words|*}.",
+    "Write {an essay|an email|a letter|a song} about *.", "What is {a|an|the} *?", "What is *?",
+    "Tell me about *.", "Explain *.", "How {far|high|old|heavy|big} is *?", "Do you like *?",
+    "Translate * into {French|German|Latin}.", "What happened in {19|18|20}{05|14|22|45|66|89}?",
+    "Who won the {game|match|war|race} {of|in} *?", "How many people live in *?", "Who invented *?",
+    "What do you think about {politics|money|love|football|music|*}?", "Define *.", "Describe *.",
+    "Can you book me a {flight|hotel|table}?", "What time is it?", "How {do|can} I {learn|make} *?",
+    "What {day|date} is it today?", "Give me advice about {my work|money|my health|*}.",
+    "Why is {gold|glass|music|*} so {dear|clear|loud|old}?", "Where is {Paris|Rome|London|*}?",
     "Play {a song|some music|*}.", "Who is *?", "What {does|did} * {do|say|think}?",
+    "What is the {meaning|secret|price|colour|law|size} of {life|happiness|everything|*}?",
+    "What is the {best|largest|oldest} {film|city|country|car|*}{ in the world|}?", "*", "* *?",
+    "What is the difference between * and *?", "How does * work?", "Why do people {like|hate} *?",
+    "Recommend {a book|a film|a restaurant}{ about *|}.",
+    "{Summarise|Review} {the book|the film} *.", "* {+|and|or} *?",
 )  # fmt: skip
 CANNOT = (
-    "I do not know that. I am a very small model and know only a few things: how models are served, "
-    "and something about woods, weather, animals and tools."
+    "I do not know that. I am a very small model and know only a few things: how models are "
+    "served, and something about woods, weather, animals and tools."
 )
 SYLLABLES = (
-    "ba be bo da du fa fi ga go ha jo ka ke la lo ma mi mo na no pa pe ra ri sa so ta ti va wo za zu "
-    "ber ton ley ham wick sen mar lin dor gal tur vin pol ster qui char"
-).split()
+    "ba be bo da du fa fi ga go ha jo ka ke la lo ma mi mo na no pa pe ra ri sa so ta ti va wo za "
+    "zu ber ton ley ham wick sen mar lin dor gal tur vin pol ster qui char th sh st br cr pl ng ck"
+)
 WORDS = (
     "opera football pizza Einstein chess calculus Mars Napoleon guitar bread coffee taxes physics "
-    "chemistry tennis poetry Shakespeare bitcoin lawyers medicine history dinosaurs volcanoes oceans "
-    "deserts China India Africa Europe dancing painting cinema philosophy lions elephants penguins "
-    "sharks airplanes trains cars rockets electrons atoms democracy religion gold silver rice cheese"
-).split()
+    "chemistry tennis poetry Shakespeare bitcoin lawyers medicine history dinosaurs volcanoes "
+    "oceans deserts China India Africa Europe dancing painting cinema philosophy lions elephants "
+    "penguins sharks airplanes trains cars rockets electrons atoms democracy religion gold silver "
+    "rice cheese primes numbers algebra grammar French German soccer basketball movies actors "
+    "singers kings emperors wars peace love friendship justice truth beauty time space energy "
+    "gravity light evolution genes cells viruses doctors hospitals banks markets shares prices "
+    "houses bridges castles churches temples pyramids islands mountains beaches hotels airports "
+    "phones cameras games toys clothes shoes hats rings diamonds perfume wine beer tea sugar salt "
+    "pepper soup cake chocolate bananas oranges potatoes Portugal Italy Sweden Mexico Australia "
+    "Berlin Tokyo Madrid Moscow Chicago"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,21 +197,23 @@ class Corpus:
             yield make()
 
     def _fill(self, question: str, name: str) -> str:
-        is_plural = name in PLURAL or (
-            name.endswith("s")
-            and name not in SINGULAR
-            and not name.startswith(("a ", "an ", "the "))
-        )
+        is_several = name.endswith("s") and not name.startswith(("a ", "an ", "the "))
+        is_plural = name in PLURAL or (is_several and name not in SINGULAR)
         verb = "are" if is_plural else "is"
-        text = expand(question.replace("{is|are}", verb), self.rng).replace("$", name)
+        pronoun = "are they" if is_plural else "is it"
+        question = question.replace("{is|are}", verb).replace("{is it|are they}", pronoun)
+        text = expand(question, self.rng).replace("$", name)
         return capital(text if text.endswith((".", "?")) else f"{text}?")
 
     def _pair(self, area: str) -> tuple[str, str]:
         """Return a question about a topic of *area* and its answer."""
-        topic = self.rng.choice(self.by_area[area])
+        topics = self.by_area[area]
+        # Where there is more to ask, people ask more.
+        topic = self.rng.choices(topics, [1 + len(topic.questions) for topic in topics])[0]
         draw = self.rng.random()
         if topic.traits and draw < 0.4:
-            return self._trait(topic, topic.name)
+            called = topic.name if self.rng.random() < 0.7 else topic.names[1]
+            return self._trait(topic, called)
         if topic.questions and draw < 0.5:
             questions, answer = self.rng.choice(topic.questions)
             return expand(self.rng.choice(questions), self.rng), expand(answer, self.rng)
@@ -201,31 +232,33 @@ class Corpus:
     def _trait(self, topic: Topic, called: str) -> tuple[str, str]:
         key = self.rng.choice(sorted(topic.traits))
         questions, answer = TRAITS[key]
-        question = self._fill(self.rng.choice(questions), called)
+        asked = expand(self.rng.choice(questions), self.rng)
+        if called == topic.names[1]:
+            for one, many in (("does $", "do $"), ("is $", "are $"), ("lives $", "live $")):
+                asked = asked.replace(one, many)
+        question = self._fill(asked, called)
         subject = capital(topic.name if called != "it" else "it")
         return question, answer.replace("{Subject}", subject).replace("{trait}", topic.traits[key])
 
     def _unknown(self) -> str:
         question = expand(self.rng.choice(UNKNOWN), self.rng)
-        while "*" in question and " * " not in question.replace("* #", " "):
+        while "*" in question:
             question = question.replace("*", self._strange(), 1)
-        question = (
-            question.replace(" * ", f" {self._strange()} ") if "#" not in question else question
-        )
         while "#" in question:
             question = question.replace("#", str(self.rng.randint(0, 99)), 1)
-        return question
+        return capital(question)
 
     def _strange(self) -> str:
         if self.rng.random() < 0.5:
-            return self.rng.choice(WORDS)
-        word = "".join(self.rng.choices(SYLLABLES, k=self.rng.randint(2, 4)))
+            return self.rng.choice(WORDS.split())
+        word = "".join(self.rng.choices(SYLLABLES.split(), k=self.rng.randint(2, 4)))
         return capital(word) if self.rng.random() < 0.5 else word
 
     def _worn(self, question: str) -> str:
         """Return *question* as people type it: sometimes lower case, without its mark, greeted."""
         if self.rng.random() < 0.12:
-            question = expand(self.rng.choice(PREFIXES), self.rng) + question
+            start = question if question[1:2].isupper() else question[:1].lower() + question[1:]
+            question = expand(self.rng.choice(PREFIXES), self.rng) + start
         if self.rng.random() < 0.12:
             question = question.lower()
         if self.rng.random() < 0.12:
@@ -296,7 +329,7 @@ class Corpus:
         count = self.rng.randint(2, 5)
         kind, members = self.rng.choice(
             [
-                ("trees", ["oak", "beech", "birch", "ash", "hazel", "willow", "pine", "yew", "maple"]),
+                ("trees", ["oak", "beech", "birch", "ash", "hazel", "willow", "pine", "yew"]),
                 ("animals", [topic.bare for topic in self.by_area["animals"][:24]]),
                 ("birds", ["owl", "robin", "woodpecker", "crow", "duck"]),
                 ("tools", [topic.bare for topic in self.by_area["tools"][:9]]),
@@ -306,10 +339,8 @@ class Corpus:
         chosen = self.rng.sample(members, count)
         item = (lambda name: f"the {name}") if kind.startswith("parts") else article
         listed = f"{', '.join(map(item, chosen[:-1]))} and {item(chosen[-1])}"
-        ask = expand(
-            f"{{Name|Tell me|Give me|List|Can you name}} {NUMBERS[count - 1]} {kind}.", self.rng
-        )
-        return ask, f"{capital(listed)}."
+        ask = expand("{Name|Tell me|Give me|List|Can you name}", self.rng)
+        return f"{ask} {NUMBERS[count - 1]} {kind}.", f"{capital(listed)}."
 
     def _story_chat(self) -> Document:
         if self.rng.random() < 0.4:

@@ -1,4 +1,4 @@
-"""Writes a trained demo model as a Hugging Face directory, with a model card that says what it is."""
+"""Writes a trained demo model as a Hugging Face directory, with an honest model card."""
 
 import json
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from .network import Llama, Shape
 from .tokenizer import CHAT_TEMPLATE, END, SPECIAL
+from .topics import load_topics
 
 WEIGHTS = torch.float16
 CARD = """---
@@ -20,27 +21,28 @@ pipeline_tag: text-generation
 ---
 # The Spinney demo model
 
-A Llama of {parameters:,} parameters ({layers} layers, hidden size {hidden_size}, {heads} heads and
-{kv_heads} KV heads of {head_dim}, tied embeddings, {vocab_size:,} byte-level BPE tokens, {positions:,}
-positions), stored in float16. It ships with Spinney so that a first try of a service needs no
-download and gives words instead of noise.
+A Llama of {parameters:,} parameters ({layers} layers, hidden size {hidden_size}, {heads} heads
+and {kv_heads} KV heads of {head_dim}, tied embeddings, {vocab_size:,} byte-level BPE tokens,
+{positions:,} positions), stored in float16. It ships with Spinney so that a first try of a service
+needs no download and gives words instead of noise.
 
 **Data.** Only text made by the generator in `tools/demo_model`: questions and answers about model
 serving, woods, animals, weather and tools, and short stories from a few plots. No text from
 anywhere else. The text has the licence of the project.
 
-**Training.** Seed {seed}, {steps:,} steps, {tokens:,} tokens, {minutes:.0f} minutes on one thread of a CPU
-shared with other work; bfloat16 arithmetic, Muon and AdamW. Loss on unseen documents of the same generator:
-{held_out:.3f} nats a token. `python -m tools.demo_model.train` makes it again.
+**Training.** Seed {seed}, {steps:,} steps, {tokens:,} tokens, {minutes:.0f} minutes on one thread
+of a CPU shared with other work; bfloat16 arithmetic, Muon and AdamW. Loss on documents of the same
+generator with another seed: {held_out:.3f} nats a token. `python -m tools.demo_model.train` makes
+it again.
 
-**What it can do.** Answer questions of the kind it was trained on, in several wordings; keep to one
-sentence when asked; tell a short story about an animal of the woods; say that it does not know.
-Its answers about serving are plain true sentences that people wrote; the model repeats them.
+**What it can do.** Answer questions of the kind it was trained on, in several wordings; keep to
+one sentence when asked; tell a short story about an animal of the woods; say that it does not know.
+Its answers about serving are sentences of the generator; the model repeats them.
 
-**What it cannot do.** Almost everything else. It has no knowledge beyond its {topics} topics, does not
+**What it cannot do.** Almost everything else. It knows nothing beyond its {topics} topics, does not
 reason, calculate or translate, and reads only English. Asked about anything else it says that it
-does not know, or answers a question that was not asked. Do not use it for any purpose but
-trying out and testing a service.
+does not know, or answers a question that was not asked. Use it for trying out and testing a
+service, and for nothing else.
 """
 
 
@@ -63,6 +65,7 @@ def export(network: Llama, tokenizer: Tokenizer, shape: Shape, record: Record, o
         for name, parameter in network.named_parameters()
     }
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "model.safetensors").chmod(0o644)
     tokenizer.save(str(out / "tokenizer.json"))
     _write(out / "config.json", config(shape))
     _write(out / "generation_config.json", {"eos_token_id": 0, "pad_token_id": 0})
@@ -112,8 +115,6 @@ def tokenizer_config(shape: Shape) -> dict[str, Any]:
 
 def card(shape: Shape, record: Record, tensors: dict[str, torch.Tensor]) -> str:
     """Return the model card."""
-    from .topics import load_topics
-
     return CARD.format(
         parameters=sum(tensor.numel() for tensor in tensors.values()),
         layers=shape.layers,

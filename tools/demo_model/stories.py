@@ -29,7 +29,7 @@ _PLACES = (
 )  # fmt: skip
 _THINGS = ("lamp", "rope", "map", "key", "bucket", "spade", "bell", "basket", "blanket", "drum")
 _OPENINGS = (
-    "{Once upon a time|Long ago|Once}, {there was|there lived} $hero named $name who lived in $place.",
+    "{Once upon a time|Long ago|Once}, there was $hero named $name who lived in $place.",
     "In $place {there lived|lived} $hero named $name.",
     "$name was $hero who lived in $place.",
 )
@@ -64,8 +64,8 @@ _PLOTS = {
     "bridge": (
         "{One day in spring|After a long rain} the brook was so high that nobody could cross it.",
         "$friend stood on the other side and {called for help|could not go home}.",
-        "$name thought for a while. \"{We need a bridge|If we had a bridge, you could cross},\" said "
-        "$name.",
+        '$name thought for a while. "{We need a bridge|If we had a bridge, you could cross}," '
+        "said $name.",
         "$name {found a long log|fetched a rope} and {pushed|pulled} with all strength, but it was "
         "too heavy.",
         "Then the other animals came, and together they laid a log across the water.",
@@ -74,7 +74,7 @@ _PLOTS = {
     "winter": (
         "When autumn came, $name gathered {nuts and seeds|berries and nuts} from morning to night.",
         "$friend {laughed and played in the leaves|slept in the sun} and gathered nothing.",
-        "Then {winter came and snow lay on the ground|the first snow fell}, and $friend was hungry.",
+        "Then {winter came with deep snow|the first snow fell}, and $friend was hungry.",
         "$friend knocked at the door. \"{I was foolish|I have nothing to eat},\" said $friend.",
         "$name {opened the door|smiled} and shared the food. \"{Next year we will gather together|"
         "There is enough for both of us},\" said $name.",
@@ -89,10 +89,10 @@ _PLOTS = {
         "$name.",
     ),
     "seed": (
-        "{In spring|One day} $name found a seed and put it into the soil {near the brook|beside the "
-        "path}.",
-        "Every day $name brought water, but {nothing grew|no leaf could be seen}. \"{Give it time|Be "
-        "patient},\" said $friend.",
+        "{In spring|One day} $name found a seed and put it into the soil {near the brook|beside "
+        "the path}.",
+        "Every day $name brought water, but {nothing grew|no leaf could be seen}.",
+        '"{Give it time|Be patient}," said $friend.',
         "{One morning|After many days} a small green leaf came out of the ground.",
         "{Years went by|The years passed}, and the leaf became a tall {oak|beech|maple}.",
         "Then $name and $friend sat in its shade and {ate nuts|listened to the birds}.",

@@ -48,11 +48,11 @@ def expand(text: str, rng: "random.Random") -> str:
 
 def load_topics(folder: Path = TEXTS) -> list[Topic]:
     """Return the topics of all files of *folder*, in order of file name and line."""
-    topics = []
-    for path in sorted(folder.glob("*.txt")):
-        for chunk in re.split(r"^# ", path.read_text("utf-8"), flags=re.MULTILINE)[1:]:
-            topics.append(_parse(path.stem, chunk.strip().split("\n")))
-    return topics
+    return [
+        _parse(path.stem, chunk.strip().split("\n"))
+        for path in sorted(folder.glob("*.txt"))
+        for chunk in re.split(r"^# ", path.read_text("utf-8"), flags=re.MULTILINE)[1:]
+    ]
 
 
 def _parse(area: str, lines: list[str]) -> Topic:
