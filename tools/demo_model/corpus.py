@@ -24,6 +24,9 @@ SYSTEM_PLAIN = (
     "You are the demo model of Spinney.",
     "Answer the questions of the user.",
     "You are a helpful assistant. Answer politely.",
+    "You are a {helpful|kind|polite|patient|careful} {assistant|teacher|bot|model|guide}.",
+    "You {help|answer} {users|people|our customers}{ of a cluster| who learn about models|}.",
+    "{Be|Stay} {helpful|polite|honest|friendly}{ and {clear|kind|correct}|}.",
 )
 SYSTEM_SHORT = (
     "Answer in one sentence.",
@@ -86,6 +89,7 @@ MORE = ("Tell me more.", "{Go on|And then|More}.", "What else?", "Can you say mo
 DIFFERENCE = (
     "What is the difference between $ and %?", "How do $ and % differ?", "Compare $ and %.",
     "{How is|Is} $ different from %?", "$ or %: what is the difference?",
+    "What is $ and what is %?", "Explain $ and %.", "What do you know about $ and %?",
 )  # fmt: skip
 ASK_STORY = (
     "{Tell|Write} {me |}a{ short|} story.", "{Can|Could} you tell me a story?",
@@ -99,7 +103,7 @@ ASK_STORY_ABOUT = (
 UNKNOWN = (
     "What is the capital of {France|Spain|Japan|Brazil|Canada|Egypt|*}?",
     "Who {was|is} {the king of|the president of|the queen of} {England|America|France|*}?",
-    "Who wrote {the book|} *?", "When {was|did} * {born|happen|end|begin}?", "How do I cook *?",
+    "Who wrote {the book |}*?", "When {was|did} * {born|happen|end|begin}?", "How do I cook *?",
     "What is # {plus|times|minus} #?", "What is #{ +| -| x} #?", "Solve x + # = #.",
     "Calculate # {plus|times} #.", "How much is # {plus|and|times} #?", "Is # a prime number?",
     "Write {a program|code|a function} in {Python|Java|Go} {that sorts a list|for *|to print *}.",
@@ -184,9 +188,9 @@ class Corpus:
             (0.03, lambda: self._chat(self._list())),
             (0.03, self._follow_up),
             (0.03, self._about_a_story),
-            (0.02, self._after_notes),
+            (0.03, self._after_notes),
             (0.02, lambda: Document((Message("text", tell(rng).text),))),
-            (0.02, lambda: Document((Message("text", self._notes(rng.randint(1, 4))),))),
+            (0.02, lambda: Document((Message("text", self.notes(rng.randint(1, 4))),))),
         ]
 
     def documents(self) -> Iterator[Document]:
@@ -271,7 +275,7 @@ class Corpus:
         messages = []
         draw = self.rng.random()
         if draw < 0.3:
-            messages.append(Message("system", self.rng.choice(SYSTEM_PLAIN)))
+            messages.append(Message("system", expand(self.rng.choice(SYSTEM_PLAIN), self.rng)))
         for question, answer in pairs:
             messages.append(Message("user", self._worn(question)))
             messages.append(Message("assistant", answer))
@@ -364,13 +368,14 @@ class Corpus:
         (question, answer), *rest = chosen
         return self._chat((f"{story.text}\n\n{question}", answer), *rest)
 
-    def _notes(self, paragraphs: int) -> str:
+    def notes(self, paragraphs: int) -> str:
+        """Return the facts of that many topics, a paragraph each."""
         topics = self.rng.sample(self.topics, min(paragraphs, len(self.topics)))
         return "\n\n".join(" ".join(topic.facts) for topic in topics)
 
     def _after_notes(self) -> Document:
         """A question behind a long text, as a service with a long system prompt sends it."""
-        notes = self._notes(self.rng.randint(3, 16))
+        notes = self.notes(self.rng.randint(2, 24))
         question, answer = self._pair("serving" if self.rng.random() < 0.6 else "woods")
         if self.rng.random() < 0.5:
             system = f"You are a helpful assistant. Here are some notes.\n\n{notes}"

@@ -52,8 +52,7 @@ class _Layer:
     input_norm: Tensor
     qkv: Tensor
     qkv_bias: Tensor | None
-    q_norm: Tensor | None
-    k_norm: Tensor | None
+    qk_norm: Tensor | None
     o: Tensor
     o_bias: Tensor | None
     post_norm: Tensor
@@ -210,15 +209,18 @@ class TorchExecutor:
         return None if array is None else self._place(array)
 
     def _fuse(self, layer: LayerWeights) -> _Layer:
-        qkv_bias = None
+        config, qkv_bias = self._config, None
         if layer.q_bias is not None and layer.k_bias is not None and layer.v_bias is not None:
             qkv_bias = np.concatenate([layer.q_bias, layer.k_bias, layer.v_bias])
+        qk_norm = None
+        if layer.q_norm is not None and layer.k_norm is not None:
+            heads = ((layer.q_norm, config.num_heads), (layer.k_norm, config.num_kv_heads))
+            qk_norm = np.concatenate([np.tile(norm, (count, 1)) for norm, count in heads])
         return _Layer(
             input_norm=self._place(layer.input_norm),
             qkv=self._place(np.concatenate([layer.q, layer.k, layer.v])),
             qkv_bias=self._place_optional(qkv_bias),
-            q_norm=self._place_optional(layer.q_norm),
-            k_norm=self._place_optional(layer.k_norm),
+            qk_norm=self._place_optional(qk_norm),
             o=self._place(layer.o),
             o_bias=self._place_optional(layer.o_bias),
             post_norm=self._place(layer.post_norm),
@@ -298,15 +300,15 @@ class TorchExecutor:
     def _attention(self, index: int, layer: _Layer, x: Tensor, schedule: _Schedule) -> Tensor:
         config = self._config
         qkv = functional.linear(x, layer.qkv, layer.qkv_bias).view(len(x), -1, config.head_dim)
-        sizes = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
-        query, key, value = qkv.split(sizes, dim=1)
-        if layer.q_norm is not None and layer.k_norm is not None:
-            query = self._rms_norm(query, layer.q_norm)
-            key = self._rms_norm(key, layer.k_norm)
-        query = _rotate(query, schedule.cos, schedule.sin)
+        kept = config.num_heads + config.num_kv_heads
+        rotated = qkv[:, :kept]
+        if layer.qk_norm is not None:
+            rotated = functional.rms_norm(rotated, rotated.shape[-1:], None, config.rms_norm_eps)
+            rotated = rotated * layer.qk_norm
+        rotated = _rotate(rotated, schedule.cos, schedule.sin)
+        query, key = rotated[:, : config.num_heads], rotated[:, config.num_heads :]
         pool = self._pool[:, index]
-        pool[schedule.blocks, 0, schedule.offsets] = _rotate(key, schedule.cos, schedule.sin)
-        pool[schedule.blocks, 1, schedule.offsets] = value
+        pool[schedule.blocks, :, schedule.offsets] = torch.stack((key, qkv[:, kept:]), dim=1)
         attended = torch.empty_like(query)
         for chunk in schedule.chunks:
             self._attend_chunk(pool, chunk, query, attended)
@@ -316,14 +318,10 @@ class TorchExecutor:
 
     def _attend_chunk(self, pool: Tensor, chunk: _Chunk, query: Tensor, out: Tensor) -> None:
         repeats = self._config.num_heads // self._config.num_kv_heads
-        # (tokens, kv heads, dim) → (1, heads, tokens, dim): each KV head serves its query heads.
-        keys, values = (
-            pool[chunk.blocks, which]
-            .flatten(0, 1)
-            .transpose(0, 1)
-            .repeat_interleave(repeats, dim=0)[None]
-            for which in (0, 1)
-        )
+        # (blocks, 2, size, kv heads, dim) → (2, 1, heads, tokens, dim): each KV head serves the
+        # query heads of its group.
+        gathered = pool[chunk.blocks].permute(1, 3, 0, 2, 4).flatten(2, 3)
+        keys, values = gathered.repeat_interleave(repeats, dim=1)[:, None]
         for tile in chunk.tiles:
             mixed = functional.scaled_dot_product_attention(
                 query[tile.begin : tile.end].transpose(0, 1)[None],
@@ -336,10 +334,8 @@ class TorchExecutor:
 
     def _attend_group(self, pool: Tensor, group: _Group, query: Tensor, out: Tensor) -> None:
         heads, dim, count = self._config.num_kv_heads, self._config.head_dim, len(group.rows)
-        keys, values = (
-            pool[group.blocks, which].flatten(1, 2)[:, : group.longest].transpose(1, 2)
-            for which in (0, 1)
-        )
+        gathered = pool[group.blocks].permute(2, 0, 4, 1, 3, 5).flatten(3, 4)
+        keys, values = gathered[:, :, :, : group.longest]
         # The query heads of a KV head stand where a kernel expects positions: none of the keys
         # has to be repeated.
         grouped = query[group.rows].view(count, heads, -1, dim)
