@@ -108,10 +108,14 @@ def test_greedy_tokens_equal_those_of_the_numpy_executor(
     assert greedy(torch_executor(checkpoint, device=device), prompt, 24, chunk=chunk) == want
 
 
-def test_a_chunk_longer_than_a_tile_attends_as_one(checkpoint: Checkpoint) -> None:
+@pytest.mark.parametrize("held", [0, 11], ids=["from the start", "behind held tokens"])
+def test_a_chunk_longer_than_a_tile_attends_as_one(checkpoint: Checkpoint, held: int) -> None:
     prompt, blocks = tokens(600), table(600)
     want = prefill(numpy_executor(checkpoint), prompt, blocks, 600)
-    got = prefill(torch_executor(checkpoint), prompt, blocks, 600)
+    executor = torch_executor(checkpoint)
+    if held:
+        prefill(executor, prompt[:held], blocks, held)
+    (got,) = executor.step(Batch((SequenceStep(prompt[held:], held, blocks, True),)))
     np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3)
 
 
