@@ -1,0 +1,334 @@
+"""The ASGI application: routes, request ids, disconnects, draining.
+
+Invariant: a client that goes away cancels its request, which closes the connections to workers;
+nothing is asked of a worker for nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from spinney.errors import BadInputError
+from spinney.log import get_logger
+from spinney.metrics import CONTENT_TYPE, exposition
+from spinney.router import openai
+from spinney.router.relay import ClientStalledError, Headers, Reply
+from spinney.router.serving import RETRY_AFTER_S, Outcome, Run, Serving, request_id_headers
+from spinney.router.stories import Stories, Story
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, MutableMapping
+
+    from prometheus_client import CollectorRegistry
+
+    from spinney.clock import Clock
+    from spinney.ids import IdSource
+    from spinney.router.limits import Limits
+    from spinney.router.metrics import RouterMetrics
+    from spinney.router.table import WorkerTable
+
+    Message = MutableMapping[str, Any]
+    Receive = Callable[[], Awaitable[Message]]
+    Send = Callable[[Message], Awaitable[None]]
+
+log = get_logger("router")
+
+_JSON: Headers = [(b"content-type", b"application/json")]
+_FORWARDED = frozenset({b"authorization", b"traceparent", b"tracestate", b"baggage"})
+"""Request headers that go on to workers, besides those that start with ``x-``."""
+_MAX_ID = 128
+GOODBYE_S = 1.0
+"""For telling clients that their requests are broken off."""
+_SERVED = (openai.COMPLETIONS, openai.CHAT_COMPLETIONS)
+
+
+class BodyTooLargeError(Exception):
+    """The client sends more than is taken."""
+
+
+class RouterApp:
+    """Answers OpenAI's API with the workers of *table*."""
+
+    def __init__(
+        self,
+        serving: Serving,
+        table: WorkerTable,
+        *,
+        limits: Limits,
+        stories: Stories,
+        metrics: RouterMetrics,
+        registry: CollectorRegistry,
+        clock: Clock,
+        ids: IdSource,
+    ) -> None:
+        self._serving = serving
+        self._table = table
+        self._limits = limits
+        self._stories = stories
+        self._metrics = metrics
+        self._registry = registry
+        self._clock = clock
+        self._ids = ids
+        self._created_s = int(clock.now())
+        self._running: set[asyncio.Task[Any]] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.draining = False
+        self._aborting = False
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer one HTTP request."""
+        if scope["type"] != "http":
+            return
+        reply = Reply(send)
+        path, method = scope["path"], scope["method"]
+        if path in _SERVED:
+            if method == "POST":
+                await self._completion(path, scope["headers"], receive, reply)
+            else:
+                await _error(reply, 405, f"{path} takes POST, not {method}", headers=_ALLOW_POST)
+        elif method in ("GET", "HEAD"):
+            await self._get(path, reply)
+        else:
+            await _error(reply, 404, f"there is no {method} {path}")
+
+    # What can be read
+
+    async def _get(self, path: str, reply: Reply) -> None:
+        match path:
+            case "/health":
+                await self._health(reply)
+            case "/metrics":
+                headers: Headers = [(b"content-type", CONTENT_TYPE.encode())]
+                await reply.whole(200, headers, exposition(self._registry))
+            case "/v1/models":
+                body = openai.models_body(self._table.models(), self._created_s)
+                await reply.whole(200, _JSON, body)
+            case "/debug/requests":
+                await reply.whole(200, _JSON, msgspec.json.encode(self._stories.recent()))
+            case "/debug/workers":
+                await reply.whole(200, _JSON, self._debug_workers())
+            case _ if path.startswith("/v1/models/"):
+                await self._model(path.removeprefix("/v1/models/"), reply)
+            case _ if path.startswith("/debug/requests/"):
+                await self._story(path.removeprefix("/debug/requests/"), reply)
+            case _:
+                await _error(reply, 404, f"there is no GET {path}")
+
+    async def _health(self, reply: Reply) -> None:
+        models = self._table.available_models()
+        status = "draining" if self.draining else "ok" if models else "no worker"
+        body = msgspec.json.encode({"status": status, "models": models})
+        await reply.whole(200 if status == "ok" else 503, _JSON, body)
+
+    async def _model(self, name: str, reply: Reply) -> None:
+        if name not in self._table.models():
+            await self._unknown_model(reply, name, [])
+            return
+        await reply.whole(
+            200, _JSON, msgspec.json.encode(openai.model_entry(name, self._created_s))
+        )
+
+    async def _story(self, request_id: str, reply: Reply) -> None:
+        story = self._stories.get(request_id)
+        if story is None:
+            most = self._limits.max_stories
+            message = f"request {request_id!r} is not among the last {most}"
+            await _error(reply, 404, message)
+            return
+        await reply.whole(200, _JSON, story.encode())
+
+    def _debug_workers(self) -> bytes:
+        view = self._serving.view()
+        workers = [
+            {
+                "worker": worker,
+                "load": view.loads.get(worker.name),
+                "avoided": worker.name in view.avoided,
+            }
+            for worker in view.workers
+        ]
+        return msgspec.json.encode(workers)
+
+    # Requests
+
+    async def _completion(
+        self, path: str, headers: Headers, receive: Receive, reply: Reply
+    ) -> None:
+        came_s = asyncio.get_running_loop().time()
+        request_id, forwarded = self._read_headers(headers)
+        story = Story(request_id, path, "", 0, stream=False, came_at=self._clock.now())
+        if self.draining:
+            await _error(reply, 503, "the router is shutting down; try again", _retry(request_id))
+            self._ended(path, story, Outcome.DRAINING, came_s)
+            return
+        try:
+            body = await self._read_body(receive)
+            if body is None:
+                return
+            inbound = openai.read_request(path, body)
+        except BodyTooLargeError:
+            most = self._limits.max_request_bytes
+            message = f"the request body has more than {most} bytes"
+            await _error(reply, 413, message, request_id_headers(request_id))
+            self._ended(path, story, Outcome.BAD_REQUEST, came_s)
+            return
+        except BadInputError as error:
+            await _error(reply, 400, str(error), request_id_headers(request_id))
+            self._ended(path, story, Outcome.BAD_REQUEST, came_s)
+            return
+        run = Run(request_id, inbound, forwarded, reply, story, came_s)
+        self._ended(path, story, await self._tracked(run, receive), came_s)
+
+    async def _tracked(self, run: Run, receive: Receive) -> Outcome:
+        """Serve *run* as one of the running requests, until its end or its client's."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._running.add(task)
+        self._idle.clear()
+        watch = _Disconnect(run.reply, task)
+        watcher = asyncio.create_task(watch.run(receive))
+        try:
+            return await self._routed(run)
+        except asyncio.CancelledError:
+            if watch.gone:
+                task.uncancel()
+                return Outcome.DISCONNECTED
+            if not self._aborting:
+                raise
+            task.uncancel()
+            return await self._abort(run)
+        finally:
+            watcher.cancel()
+            self._running.discard(task)
+            if not self._running:
+                self._idle.set()
+
+    async def _routed(self, run: Run) -> Outcome:
+        """Find the model of *run*, and serve it."""
+        models = self._table.models()
+        inbound = run.inbound
+        if not inbound.model and len(models) == 1:
+            inbound = replace(inbound, model=models[0])
+            run.inbound = inbound
+        known = inbound.model in models
+        story = run.story
+        story.model, story.prompt_tokens = inbound.model, inbound.prompt_tokens
+        story.stream = inbound.stream
+        self._stories.begin(story)
+        if not known and self._table.complete():
+            await self._unknown_model(run.reply, inbound.model, request_id_headers(run.id))
+            return Outcome.UNKNOWN_MODEL
+        try:
+            return await self._serving.serve(run)
+        except ClientStalledError:
+            return Outcome.CLIENT_STALLED
+
+    async def _abort(self, run: Run) -> Outcome:
+        message = "the router is shutting down; send the request again"
+        if run.reply.started:
+            event = openai.error_event(message, "server_error", code="shutting_down")
+            await run.reply.end(event)
+            return Outcome.BROKEN_OFF
+        await _error(run.reply, 503, message, _retry(run.id))
+        return Outcome.DRAINING
+
+    async def _unknown_model(self, reply: Reply, name: str, headers: Headers) -> None:
+        known = ", ".join(self._table.models())
+        body = openai.error_body(
+            f"the model {name!r} does not exist; there is {known or 'none'}",
+            "invalid_request_error",
+            code="model_not_found",
+            param="model",
+        )
+        await reply.whole(404, [*_JSON, *headers], body)
+
+    def _read_headers(self, headers: Headers) -> tuple[str, dict[str, str]]:
+        """Return the request's id and the headers that go on to workers."""
+        forwarded = {"content-type": "application/json"}
+        request_id = ""
+        for name, value in headers:
+            if name == b"x-request-id":
+                request_id = value.decode("latin-1")
+            elif name in _FORWARDED or name.startswith(b"x-"):
+                forwarded[name.decode("latin-1")] = value.decode("latin-1")
+        usable = request_id.isascii() and request_id.isprintable() and len(request_id) <= _MAX_ID
+        return (request_id if request_id and usable else self._ids.uid()), forwarded
+
+    async def _read_body(self, receive: Receive) -> bytes | None:
+        """Return the body, or None when the client went away while sending it."""
+        parts = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            part = message.get("body", b"")
+            size += len(part)
+            if size > self._limits.max_request_bytes:
+                raise BodyTooLargeError
+            parts.append(part)
+            if not message.get("more_body", False):
+                return b"".join(parts)
+
+    def _ended(self, path: str, story: Story, outcome: Outcome, came_s: float) -> None:
+        story.outcome = outcome.value
+        self._metrics.requests.labels(path, outcome.value).inc()
+        took_s = asyncio.get_running_loop().time() - came_s
+        self._metrics.duration.observe(took_s)
+
+    # Shutting down
+
+    async def drain(self) -> None:
+        """Take no new requests, and return when the running ones have ended.
+
+        Those that run longer than ``drain_deadline_s`` are broken off with an error.
+        """
+        self.draining = True
+        log.info("draining", running=len(self._running), at_most_s=self._limits.drain_deadline_s)
+        try:
+            async with asyncio.timeout(self._limits.drain_deadline_s):
+                await self._idle.wait()
+        except TimeoutError:
+            log.warning("breaking requests off", running=len(self._running))
+            self._aborting = True
+            for task in tuple(self._running):
+                task.cancel()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(GOODBYE_S):
+                    await self._idle.wait()
+
+
+class _Disconnect:
+    """Cancels a request when its client goes away."""
+
+    def __init__(self, reply: Reply, task: asyncio.Task[Any]) -> None:
+        self._reply = reply
+        self._task = task
+        self.gone = False
+
+    async def run(self, receive: Receive) -> None:
+        """Wait for the client to go; a client whose answer is complete may."""
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        if not self._reply.finished:
+            self.gone = True
+            self._task.cancel()
+
+
+_ALLOW_POST: Headers = [(b"allow", b"POST")]
+
+
+def _retry(request_id: str) -> Headers:
+    wait = str(RETRY_AFTER_S).encode()
+    return [(b"retry-after", wait), (b"connection", b"close"), *request_id_headers(request_id)]
+
+
+async def _error(reply: Reply, status: int, message: str, headers: Headers | None = None) -> None:
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    await reply.whole(status, [*_JSON, *(headers or [])], openai.error_body(message, kind))

@@ -1,0 +1,66 @@
+"""Every bound of the router, by name: no wait, retry, queue or buffer is without one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Deadlines in seconds, sizes in bytes, counts as they are."""
+
+    connect_timeout_s: float = 2.0
+    """To a worker's port; a worker that does not accept by then is treated as gone."""
+    prefill_deadline_s: float = 30.0
+    """From sending a prompt to having the first token, besides the time its length earns it."""
+    prefill_deadline_per_1k_tokens_s: float = 2.0
+    """Added to `prefill_deadline_s` and `first_byte_deadline_s` for each 1,000 prompt tokens."""
+    first_byte_deadline_s: float = 30.0
+    """From asking a decode worker to the first byte of its stream."""
+    response_deadline_s: float = 600.0
+    """For a whole answer that is not streamed."""
+    idle_stream_deadline_s: float = 60.0
+    """Between two chunks of a stream: the worker's silence, or the client's refusal to read."""
+    drain_deadline_s: float = 30.0
+    """How long running requests may take to finish after SIGTERM."""
+    probe_timeout_s: float = 2.0
+    """For a worker's ``/v1/models``."""
+    probe_period_s: float = 1.0
+    """Between two questions to a worker whose models are not known."""
+
+    max_attempts: int = 3
+    """Decode workers tried for one request; the last is asked to prefill by itself."""
+    max_prefill_attempts: int = 2
+    """Prefill workers tried for each decode attempt; then the decode worker prefills."""
+    retry_ratio: float = 0.2
+    """Retries per request that are sustained over time, all requests together."""
+    retry_reserve: float = 20.0
+    """Retries that may be made at once before `retry_ratio` binds."""
+    avoid_first_s: float = 1.0
+    """How long a worker is avoided after a failure; doubled for each further one."""
+    avoid_most_s: float = 30.0
+    """The most a worker is avoided."""
+
+    max_request_bytes: int = 32 << 20
+    """A larger request is refused with 413."""
+    max_answer_bytes: int = 64 << 20
+    """The most that is held of an answer that is not streamed."""
+    max_event_bytes: int = 1 << 20
+    """The most that is held of one event of a stream, while its end has not come."""
+    max_stories: int = 1024
+    """Recent requests whose decisions ``/debug/requests`` can tell."""
+    max_steps_per_story: int = 64
+    """Steps kept for one request."""
+    max_chunks_per_worker: int = 16_384
+    """Prompt chunks remembered for each worker, the least recently used forgotten first."""
+
+    def prefill_deadline(self, prompt_tokens: int) -> float:
+        """Return the seconds that a prompt of *prompt_tokens* may take in a prefill worker."""
+        return self.prefill_deadline_s + self._earned(prompt_tokens)
+
+    def first_byte_deadline(self, prompt_tokens: int) -> float:
+        """Return the seconds until a decode worker must have sent something."""
+        return self.first_byte_deadline_s + self._earned(prompt_tokens)
+
+    def _earned(self, prompt_tokens: int) -> float:
+        return self.prefill_deadline_per_1k_tokens_s * prompt_tokens / 1000

@@ -1,0 +1,161 @@
+"""What the router has given each worker and not seen the end of, and who failed lately.
+
+Invariant: every `Work` that was begun is ended exactly once, so an idle router has an empty ledger.
+Loads are values: a view that was handed out does not change.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from spinney.router.picker import IDLE, Load, View
+from spinney.router.workers import Stage, Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from spinney.router.limits import Limits
+
+
+class Work:
+    """One request's share of one worker's load."""
+
+    __slots__ = ("_ledger", "_share", "_worker")
+
+    def __init__(self, ledger: Ledger, worker: str, share: Load) -> None:
+        self._ledger = ledger
+        self._worker = worker
+        self._share = share
+        ledger.add(worker, share)
+
+    def prefilling(self, prompt_tokens: int) -> None:
+        """Note that this worker has to compute the prompt after all."""
+        more = Load(prefill_requests=1, prefill_tokens=prompt_tokens)
+        self._ledger.add(self._worker, more)
+        self._share = _sum(self._share, more, 1)
+
+    def prefilled(self) -> None:
+        """Note that the prompt is computed: its tokens are no work ahead any more."""
+        done = Load(self._share.prefill_requests, self._share.prefill_tokens)
+        self._ledger.subtract(self._worker, done)
+        self._share = replace(self._share, prefill_requests=0, prefill_tokens=0)
+
+    def end(self) -> None:
+        """Take the share off the worker's load."""
+        self._ledger.subtract(self._worker, self._share)
+        self._share = IDLE
+
+
+class Ledger:
+    """The loads of all workers."""
+
+    def __init__(self) -> None:
+        self._loads: dict[str, Load] = {}
+
+    def loads(self) -> dict[str, Load]:
+        """Return a copy; workers without work are not in it."""
+        return dict(self._loads)
+
+    @contextmanager
+    def work(
+        self, worker: Worker, stage: Stage, *, prefill_tokens: int = 0, context_tokens: int = 0
+    ) -> Iterator[Work]:
+        """Count a request's work on *worker* while the context lasts."""
+        prefills = int(stage is Stage.PREFILL or prefill_tokens > 0)
+        decodes = int(stage is Stage.DECODE)
+        share = Work(self, worker.name, Load(prefills, prefill_tokens, decodes, context_tokens))
+        try:
+            yield share
+        finally:
+            share.end()
+
+    def add(self, worker: str, share: Load) -> None:
+        """Add *share* to the load of *worker*."""
+        self._loads[worker] = _sum(self._loads.get(worker, IDLE), share, 1)
+
+    def subtract(self, worker: str, share: Load) -> None:
+        """Take *share* off the load of *worker*."""
+        left = _sum(self._loads.get(worker, IDLE), share, -1)
+        if left == IDLE:
+            self._loads.pop(worker, None)
+        else:
+            self._loads[worker] = left
+
+
+def _sum(load: Load, share: Load, sign: int) -> Load:
+    return Load(
+        load.prefill_requests + sign * share.prefill_requests,
+        load.prefill_tokens + sign * share.prefill_tokens,
+        load.decode_requests + sign * share.decode_requests,
+        load.context_tokens + sign * share.context_tokens,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Fault:
+    failures: int
+    until_s: float
+
+
+class Faults:
+    """Workers that failed lately: each is avoided for a while that grows with its failures.
+
+    Independent of readiness in Kubernetes, which takes seconds to follow. *now_s* is any clock
+    that does not go back.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._faults: dict[str, _Fault] = {}
+
+    def failed(self, worker: str, now_s: float) -> float:
+        """Note a failure; return for how many seconds the worker is avoided.
+
+        Failures while it is avoided already belong to the same outage and do not lengthen it.
+        """
+        before = self._faults.get(worker, _Fault(0, now_s))
+        if before.until_s > now_s:
+            return before.until_s - now_s
+        pause_s = min(self._limits.avoid_most_s, self._limits.avoid_first_s * 2.0**before.failures)
+        self._faults[worker] = _Fault(min(before.failures + 1, 30), now_s + pause_s)
+        return pause_s
+
+    def succeeded(self, worker: str) -> None:
+        """Forget what *worker* did."""
+        self._faults.pop(worker, None)
+
+    def avoided(self, now_s: float) -> frozenset[str]:
+        """Return the workers to avoid now."""
+        if not self._faults:
+            return frozenset()
+        return frozenset(name for name, fault in self._faults.items() if fault.until_s > now_s)
+
+
+class RetryBudget:
+    """Retries for all requests together, so that an outage is not multiplied.
+
+    Each request earns ``retry_ratio`` of a retry, up to ``retry_reserve``, where it starts.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._left = limits.retry_reserve
+
+    def earn(self) -> None:
+        """Note a request."""
+        self._left = min(self._limits.retry_reserve, self._left + self._limits.retry_ratio)
+
+    def try_spend(self) -> bool:
+        """Take one retry, if there is one."""
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+
+def view_of(workers: tuple[Worker, ...], ledger: Ledger, faults: Faults, now_s: float) -> View:
+    """Return the frozen view that a choice is made from."""
+    loads: Mapping[str, Load] = ledger.loads()
+    return View(workers, loads, faults.avoided(now_s))

@@ -1,0 +1,252 @@
+"""OpenAI's wire form, as far as a router has to know it.
+
+A request is read just enough to route it: which model, how long, streamed or not, whether one
+hand-over can carry it. Everything else passes through as the bytes that came.
+
+Invariant: ``kv_transfer_params`` never comes from a client. They name an address to fetch memory
+from, and only a prefill worker's own answer may do that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from spinney.errors import BadInputError
+from spinney.router.prefix_index import BYTES_PER_TOKEN, chunk_hashes
+
+COMPLETIONS = "/v1/completions"
+CHAT_COMPLETIONS = "/v1/chat/completions"
+
+NULL = b"null"
+_KV = "kv_transfer_params"
+_WANTED: dict[str, Any] = {
+    "do_remote_decode": True,
+    "do_remote_prefill": False,
+    "remote_engine_id": None,
+    "remote_block_ids": None,
+    "remote_host": None,
+    "remote_port": None,
+}
+"""Asks a worker to keep a prompt's KV blocks for another one; the keys are vLLM's."""
+
+
+class _Fields(msgspec.Struct):
+    model: str | None = None
+    stream: bool | None = None
+    n: int | None = None
+    best_of: int | None = None
+    echo: bool | None = None
+    prompt_logprobs: int | None = None
+    use_beam_search: bool | None = None
+    prompt: msgspec.Raw = msgspec.Raw(b"")
+    messages: msgspec.Raw = msgspec.Raw(b"")
+    tools: msgspec.Raw = msgspec.Raw(b"")
+    kv_transfer_params: msgspec.Raw = msgspec.Raw(b"")
+
+
+_fields = msgspec.json.Decoder(_Fields)
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_token_ids = msgspec.json.Decoder(list[int])
+_texts = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+@dataclass(frozen=True, slots=True)
+class Inbound:
+    """A client's request."""
+
+    path: str
+    body: bytes
+    model: str
+    """Empty when the client named none."""
+    stream: bool
+    prompt_tokens: int
+    """Counted for token ids, estimated from the length of text."""
+    chunks: tuple[int, ...]
+    """Hashes of the prompt's beginning; see `spinney.router.prefix_index`."""
+    splittable: bool
+    """Whether one hand-over carries it: one sequence, and nothing asked about the prompt."""
+
+
+def read_request(path: str, body: bytes) -> Inbound:
+    """Return what routing needs of *body*; raise BadInputError saying what is wrong where."""
+    try:
+        fields = _fields.decode(body)
+    except msgspec.ValidationError as error:
+        raise BadInputError(f"the request body has a field of the wrong type: {error}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadInputError(f"the request body is not JSON: {error}") from None
+    wanted = "messages" if path == CHAT_COMPLETIONS else "prompt"
+    prompt = bytes(fields.messages if path == CHAT_COMPLETIONS else fields.prompt)
+    if not prompt or prompt == NULL:
+        raise BadInputError(f"the request body has no field {wanted!r}; {path} needs it")
+    tokens, single = _measure(prompt) if wanted == "prompt" else (_estimate(prompt), True)
+    seed = b"\0".join(((fields.model or "").encode(), bytes(fields.tools), b""))
+    return Inbound(
+        path=path,
+        body=_without_kv(body) if fields.kv_transfer_params else body,
+        model=fields.model or "",
+        stream=bool(fields.stream),
+        prompt_tokens=tokens,
+        chunks=chunk_hashes(prompt, seed),
+        splittable=single and _one_sequence(fields),
+    )
+
+
+def _one_sequence(fields: _Fields) -> bool:
+    return (
+        (fields.n or 1) == 1
+        and (fields.best_of or 1) == 1
+        and not fields.echo
+        and fields.prompt_logprobs is None
+        and not fields.use_beam_search
+    )
+
+
+def _measure(prompt: bytes) -> tuple[int, bool]:
+    """Return the tokens of ``prompt`` and whether it is one prompt: it has four legal forms."""
+    if not prompt.startswith(b"["):
+        return _estimate(prompt), True
+    try:
+        return max(1, len(_token_ids.decode(prompt))), True
+    except msgspec.ValidationError:
+        parts = _texts.decode(prompt)
+        return _estimate(prompt), len(parts) == 1
+
+
+def _estimate(text: bytes) -> int:
+    return max(1, len(text) // BYTES_PER_TOKEN)
+
+
+def _without_kv(body: bytes) -> bytes:
+    members = _members.decode(body)
+    members.pop(_KV, None)
+    return msgspec.json.encode(members)
+
+
+def prefill_body(body: bytes) -> bytes:
+    """Return the request that has a prefill worker compute the prompt and keep its KV blocks."""
+    members: dict[str, Any] = dict(_members.decode(body))
+    members.pop("stream_options", None)
+    members |= {"stream": False, "max_tokens": 1, "max_completion_tokens": 1, _KV: _WANTED}
+    if "min_tokens" in members:
+        members["min_tokens"] = 1
+    return msgspec.json.encode(members)
+
+
+def decode_body(body: bytes, handle: msgspec.Raw) -> bytes:
+    """Return the client's request with the *handle* by which its KV blocks are fetched."""
+    members = _members.decode(body)
+    members[_KV] = handle
+    return msgspec.json.encode(members)
+
+
+class _PrefillAnswer(msgspec.Struct):
+    kv_transfer_params: msgspec.Raw = msgspec.Raw(b"")
+
+
+_prefill_answer = msgspec.json.Decoder(_PrefillAnswer)
+
+
+def handle_of(answer: bytes) -> msgspec.Raw | None:
+    """Return the hand-over's handle in a prefill worker's answer, opaque; None without one.
+
+    A worker gives none when the first token already ended the answer. Raises
+    msgspec.DecodeError when *answer* is not JSON.
+    """
+    handle = _prefill_answer.decode(answer).kv_transfer_params
+    return handle if handle and bytes(handle) not in (NULL, b"{}") else None
+
+
+# Errors
+
+
+class _Error(msgspec.Struct):
+    message: str = ""
+    code: int | str | None = None
+    type: str | None = None
+
+
+class _ErrorAnswer(msgspec.Struct):
+    error: _Error | None = None
+    message: str = ""
+    code: int | str | None = None
+    type: str | None = None
+
+
+_error_answer = msgspec.json.Decoder(_ErrorAnswer)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerError:
+    """What a worker says in an error."""
+
+    message: str
+    code: str
+    type: str
+
+
+def read_error(body: bytes) -> WorkerError | None:
+    """Return the error that *body* reports, in OpenAI's form or vLLM's older flat one."""
+    try:
+        answer = _error_answer.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    found = answer.error or _Error(answer.message, answer.code, answer.type)
+    if not found.message and found.code is None:
+        return None
+    code = "" if found.code is None else str(found.code)
+    return WorkerError(found.message, code, found.type or "")
+
+
+def first_event_error(chunk: bytes) -> bytes | None:
+    """Return the JSON of the error event that *chunk* starts with, if it does.
+
+    A worker that fails before the first token may have answered 200 already.
+    """
+    if not chunk.startswith(b"data: {"):
+        return None
+    line = chunk[6 : chunk.find(b"\n") if b"\n" in chunk else len(chunk)]
+    if not line.startswith((b'{"error"', b'{"object":"error"', b'{"object": "error"')):
+        return None
+    return line
+
+
+def error_body(
+    message: str, kind: str, *, code: str | None = None, param: str | None = None
+) -> bytes:
+    """Return an error as OpenAI's clients read it."""
+    return msgspec.json.encode(
+        {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    )
+
+
+def error_event(message: str, kind: str, *, code: str | None = None) -> bytes:
+    """Return the event that ends a broken stream."""
+    return b"data: " + error_body(message, kind, code=code) + b"\n\n"
+
+
+def models_body(models: list[str], created_s: int) -> bytes:
+    """Return the answer of ``/v1/models``."""
+    data = [model_entry(model, created_s) for model in models]
+    return msgspec.json.encode({"object": "list", "data": data})
+
+
+def model_entry(model: str, created_s: int) -> dict[str, Any]:
+    """Return one model as ``/v1/models`` lists it."""
+    return {"id": model, "object": "model", "created": created_s, "owned_by": "spinney"}
+
+
+class _Model(msgspec.Struct):
+    id: str
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model] = []
+
+
+def read_models(body: bytes) -> frozenset[str]:
+    """Return the names in a worker's ``/v1/models``; raise msgspec.DecodeError."""
+    return frozenset(model.id for model in msgspec.json.decode(body, type=_Models).data)

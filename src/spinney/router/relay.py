@@ -1,0 +1,215 @@
+"""The way of an answer from a worker to the client.
+
+The bytes of a stream pass through: nothing is parsed per token. Invariant: what the client has been
+sent of a stream is whole events, so that an error event can follow at any time, and so can
+another worker's events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Literal, Self
+
+from spinney.errors import SpinneyError
+from spinney.router.upstream import Answer, FailureKind, WorkerFailure
+from spinney.router.workers import Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, MutableMapping
+    from typing import Any
+
+    from spinney.router.metrics import RouterMetrics
+    from spinney.router.workers import Worker
+
+    Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+Headers = list[tuple[bytes, bytes]]
+DONE = b"[DONE]"
+_END = b"\n\n"
+_CRLF_END = b"\r\n\r\n"
+
+
+class ClientStalledError(SpinneyError):
+    """The client keeps the connection and does not read."""
+
+
+class Reply:
+    """The answer to one client."""
+
+    __slots__ = ("_send", "finished", "started")
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.started = False
+        """Whether the client has been told a status, so that there is no other way any more."""
+        self.finished = False
+
+    async def start(self, status: int, headers: Headers) -> None:
+        """Send the status line and headers of a stream."""
+        self.started = True
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def more(self, chunk: bytes) -> None:
+        """Send a part of the body; waits while the client does not read."""
+        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    async def end(self, chunk: bytes = b"") -> None:
+        """Send the last part of the body."""
+        self.finished = True
+        await self._send({"type": "http.response.body", "body": chunk, "more_body": False})
+
+    async def whole(self, status: int, headers: Headers, body: bytes) -> None:
+        """Send a whole answer."""
+        await self.start(status, [*headers, (b"content-length", str(len(body)).encode())])
+        await self.end(body)
+
+
+class IdleWatch:
+    """Ends a stream in which nothing has moved for *limit_s*.
+
+    One timer per stream, which looks back when it rings: a chunk costs a time stamp, no timer.
+    """
+
+    __slots__ = (
+        "_cancelling",
+        "_expired",
+        "_handle",
+        "_last_s",
+        "_limit_s",
+        "_loop",
+        "_task",
+        "on",
+    )
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._loop = asyncio.get_running_loop()
+        self._expired = False
+        self._last_s = self._loop.time()
+        self.on: Literal["worker", "client"] = "worker"
+        """Whom the stream waits for."""
+
+    async def __aenter__(self) -> Self:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._cancelling = task.cancelling()
+        self._handle = self._loop.call_later(self._limit_s, self._look)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._handle.cancel()
+        if not self._expired or kind is not asyncio.CancelledError:
+            return
+        if self._task.uncancel() <= self._cancelling:
+            raise TimeoutError(f"the {self.on} moved nothing for {self._limit_s} s")
+
+    def moved(self) -> float:
+        """Note that something moved; return the loop's time."""
+        self._last_s = self._loop.time()
+        return self._last_s
+
+    def _look(self) -> None:
+        due_s = self._last_s + self._limit_s
+        if due_s > self._loop.time():
+            self._handle = self._loop.call_at(due_s, self._look)
+            return
+        self._expired = True
+        self._task.cancel()
+
+
+class EventRelay:
+    """Passes the events of one worker's stream on to one client."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        answer: Answer,
+        reply: Reply,
+        metrics: RouterMetrics,
+        *,
+        idle_s: float,
+        most_held: int,
+    ) -> None:
+        self._worker = worker
+        self._answer = answer
+        self._reply = reply
+        self._metrics = metrics
+        self._idle_s = idle_s
+        self._most_held = most_held
+        self.events = 0
+        """Events sent so far."""
+
+    async def first(self) -> bytes:
+        """Return the first bytes, a whole line at least; raise WorkerFailure."""
+        start = await self._answer.chunk()
+        while b"\n" not in start:
+            more = await self._answer.chunk()
+            if not more:
+                raise self._failure(FailureKind.BROKEN, "the stream ended before its first event")
+            start += more
+            self._bound(len(start))
+        return start
+
+    async def run(self, first: bytes) -> None:
+        """Pass *first* and all that follows on, and end the reply.
+
+        Raises WorkerFailure when the worker breaks off, stalls or ends without ``[DONE]``;
+        ClientStalledError.
+        """
+        watch = IdleWatch(self._idle_s)
+        try:
+            async with watch:
+                await self._pump(first, watch)
+        except TimeoutError as error:
+            if watch.on == "client":
+                raise ClientStalledError(
+                    f"the client read nothing for {self._idle_s} s; the stream was given up"
+                ) from error
+            raise self._failure(FailureKind.TIMEOUT, f"silent for {self._idle_s} s") from error
+
+    async def _pump(self, chunk: bytes, watch: IdleWatch) -> None:
+        next_chunk, reply, metrics = self._answer.chunk, self._reply, self._metrics
+        held = last = b""
+        before_s = watch.moved()
+        while chunk:
+            now_s = watch.moved()
+            whole, held = split_events(held + chunk if held else chunk)
+            if whole:
+                last = whole
+                events = whole.count(_END)
+                if self.events and events:
+                    metrics.itl.observe((now_s - before_s) / events, events)
+                self.events += events
+                metrics.streamed_events += events
+                before_s = now_s
+                watch.on = "client"
+                await reply.more(whole)
+                watch.on = "worker"
+                watch.moved()
+            elif len(held) > self._most_held:
+                self._bound(len(held))
+            chunk = await next_chunk()
+        if DONE in held:
+            last = held
+        if DONE not in last and b'data: {"error"' not in last:
+            raise self._failure(FailureKind.BROKEN, "the stream ended without [DONE]")
+        await reply.end(held)
+
+    def _bound(self, size: int) -> None:
+        if size > self._most_held:
+            detail = f"an event has more than {self._most_held} bytes"
+            raise self._failure(FailureKind.BAD_ANSWER, detail)
+
+    def _failure(self, kind: FailureKind, detail: str) -> WorkerFailure:
+        return WorkerFailure(self._worker, Stage.DECODE, kind, detail)
+
+
+def split_events(data: bytes) -> tuple[bytes, bytes]:
+    """Return the whole events at the beginning of *data*, and the rest."""
+    if data.endswith(_END):
+        return data, b""
+    ends = (data.rfind(_END) + len(_END), data.rfind(_CRLF_END) + len(_CRLF_END))
+    found = (ends[0] >= len(_END), ends[1] >= len(_CRLF_END))
+    end = max((at for at, is_one in zip(ends, found, strict=True) if is_one), default=0)
+    return data[:end], data[end:]

@@ -1,0 +1,475 @@
+"""One request from its choice of workers to its end, whatever fails on the way.
+
+    choose prefill and decode worker ─→ prefill (again elsewhere, or not at all) ─→ decode
+          ↑                                                                           │
+          └─────── failed before the first byte: another prefill, another decode worker
+
+Invariants: a hand-over's handle is used for one decode attempt and never again, since a worker may
+have given the memory it names to another prompt; a request that ends, in whichever way, leaves
+nothing in the ledger and no open connection to a worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from spinney.log import get_logger
+from spinney.router import openai
+from spinney.router.load import Faults, Ledger, RetryBudget, Work, view_of
+from spinney.router.picker import Ask, Choice, Mode, Nobody, Pick, Policy, View, pick, pick_prefill
+from spinney.router.relay import ClientStalledError, EventRelay, Headers, Reply
+from spinney.router.upstream import FailureKind, Upstream, WorkerFailure, read_all
+from spinney.router.workers import Stage, Worker
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+    from random import Random
+
+    from spinney.router.limits import Limits
+    from spinney.router.metrics import RouterMetrics
+    from spinney.router.prefix_index import PrefixIndex
+    from spinney.router.stories import Stories, Story
+    from spinney.router.table import WorkerTable
+
+log = get_logger("router")
+
+RETRY_AFTER_S = 2
+"""What a client is told to wait when there is no worker."""
+KV_FAULTS = frozenset({"kv_lost", "kv_transfer_failed"})
+"""Codes with which a decode worker says that the prefill worker's blocks did not come."""
+
+
+class Outcome(StrEnum):
+    """How a request ended."""
+
+    OK = "ok"
+    REFUSED_BY_WORKER = "refused-by-worker"
+    """The worker found fault with the request (4xx)."""
+    BAD_REQUEST = "bad-request"
+    UNKNOWN_MODEL = "unknown-model"
+    NO_WORKER = "no-worker"
+    FAILED = "failed"
+    """No worker could serve it, and the client was told."""
+    BROKEN_OFF = "broken-off"
+    """It failed in the middle of the stream."""
+    DISCONNECTED = "disconnected"
+    """The client went away."""
+    CLIENT_STALLED = "client-stalled"
+    DRAINING = "draining"
+
+
+@dataclass(slots=True)
+class Run:
+    """One request on its way."""
+
+    id: str
+    inbound: openai.Inbound
+    headers: Mapping[str, str]
+    """What goes on to the workers."""
+    reply: Reply
+    story: Story
+    came_s: float
+    """By the loop's clock."""
+    cached: dict[str, int] = field(default_factory=dict)
+    tried_prefill: set[str] = field(default_factory=set)
+    tried_decode: set[str] = field(default_factory=set)
+    attempt: int = 0
+    local: bool = False
+
+    def ask(self) -> Ask:
+        """Return what the picker has to know."""
+        return Ask(
+            model=self.inbound.model,
+            prompt_tokens=self.inbound.prompt_tokens,
+            cached=self.cached,
+            splittable=self.inbound.splittable,
+            tried_prefill=frozenset(self.tried_prefill),
+            tried_decode=frozenset(self.tried_decode),
+            local=self.local,
+        )
+
+    def upstream_headers(self) -> dict[str, str]:
+        """Return the headers of the next request; each attempt has an id of its own."""
+        suffix = f".{self.attempt}" if self.attempt > 1 else ""
+        return {**self.headers, "x-request-id": self.id + suffix}
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """A prompt that a prefill worker has computed. For one use."""
+
+    worker: Worker
+    handle: msgspec.Raw
+    took_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """Who serves an attempt, as the client is told."""
+
+    decode: Worker
+    handover: Handover | None
+    mode: Mode
+
+    def headers(self, request_id: str) -> Headers:
+        """Return the ``x-spinney-*`` headers of the answer."""
+        told = {"x-request-id": request_id, "x-spinney-request-id": request_id}
+        told |= {"x-spinney-mode": self.mode.value, "x-spinney-decode-worker": self.decode.name}
+        if self.handover:
+            told["x-spinney-prefill-worker"] = self.handover.worker.name
+            told["x-spinney-prefill-ms"] = f"{self.handover.took_s * 1000:.1f}"
+        return [(name.encode(), value.encode()) for name, value in told.items()]
+
+
+class Serving:
+    """Serves requests with the workers of *table*."""
+
+    def __init__(
+        self,
+        table: WorkerTable,
+        upstream: Upstream,
+        *,
+        limits: Limits,
+        policy: Policy,
+        rng: Random,
+        metrics: RouterMetrics,
+        ledger: Ledger,
+        index: PrefixIndex,
+        faults: Faults,
+        stories: Stories,
+    ) -> None:
+        self._table = table
+        self._upstream = upstream
+        self._limits = limits
+        self._policy = policy
+        self._rng = rng
+        self._metrics = metrics
+        self._ledger = ledger
+        self._index = index
+        self._faults = faults
+        self._stories = stories
+        self._budget = RetryBudget(limits)
+
+    def view(self) -> View:
+        """Return what a choice would be made from now."""
+        return view_of(self._table.workers(), self._ledger, self._faults, _now())
+
+    async def serve(self, run: Run) -> Outcome:
+        """Answer *run*; return how it ended. Being cancelled ends all work for it."""
+        self._budget.earn()
+        self._metrics.prompt_tokens.inc(run.inbound.prompt_tokens)
+        run.cached = self._index.cached_tokens(run.inbound.chunks)
+        while True:
+            run.attempt += 1
+            run.local = run.attempt > 1 and run.attempt >= self._limits.max_attempts
+            choice = pick(run.ask(), self.view(), self._policy, self._rng)
+            if isinstance(choice, Nobody):
+                return await self._nobody(run, choice)
+            self._note_choice(run, choice)
+            try:
+                return await self._attempt(run, choice)
+            except ClientStalledError as error:
+                self._note(run, "client stalled", detail=str(error))
+                return Outcome.CLIENT_STALLED
+            except WorkerFailure as failure:
+                outcome = await self._failed(run, failure)
+                if outcome is not None:
+                    return outcome
+
+    # Attempts
+
+    async def _attempt(self, run: Run, choice: Choice) -> Outcome:
+        worker = choice.decode.worker
+        tokens = run.inbound.prompt_tokens
+        with self._ledger.work(worker, Stage.DECODE, context_tokens=tokens) as work:
+            handover = None
+            if choice.prefill is not None:
+                handover = await self._prefill(run, choice.prefill)
+            served = Served(worker, handover, _mode(choice, handover))
+            if handover is None:
+                work.prefilling(max(1, tokens - run.cached.get(worker.name, 0)))
+                reason = "prefill-failed" if choice.prefill else choice.why_mode
+                self._metrics.local_prefills.labels(reason).inc()
+            try:
+                return await self._decode(run, served, work)
+            except WorkerFailure as failure:
+                if handover is not None:
+                    self._handover_failed(run, handover, failure)
+                raise
+
+    async def _prefill(self, run: Run, first: Pick) -> Handover | None:
+        """Return the prompt computed by a prefill worker, or None when none could."""
+        picked: Pick | None = first
+        cause = ""
+        for _turn in range(self._limits.max_prefill_attempts):
+            if picked is None or (cause and not self._budget.try_spend()):
+                break
+            if cause:
+                self._metrics.retries.labels(Stage.PREFILL.value, cause).inc()
+            try:
+                return await self._prefill_on(run, picked.worker)
+            except WorkerFailure as failure:
+                self._blame(run, failure)
+                run.tried_prefill.add(failure.worker.name)
+                if failure.clients_fault:
+                    break  # The decode worker has the last word on the request.
+                cause = failure.cause
+            picked = pick_prefill(run.ask(), self.view(), self._policy, self._rng)
+        self._note(run, "prefill given up", tried=sorted(run.tried_prefill))
+        return None
+
+    async def _prefill_on(self, run: Run, worker: Worker) -> Handover | None:
+        inbound, began_s = run.inbound, _now()
+        uncached = max(1, inbound.prompt_tokens - run.cached.get(worker.name, 0))
+        self._index.record(worker.name, inbound.chunks)
+        body = openai.prefill_body(inbound.body)
+        with self._ledger.work(worker, Stage.PREFILL, prefill_tokens=uncached):
+            deadline_s = self._limits.prefill_deadline(inbound.prompt_tokens)
+            async with _within(deadline_s, worker, Stage.PREFILL):
+                answered = await self._whole_answer(run, worker, Stage.PREFILL, body)
+        took_s = _now() - began_s
+        self._faults.succeeded(worker.name)
+        self._metrics.prefill.observe(took_s)
+        try:
+            handle = openai.handle_of(answered.body)
+        except msgspec.DecodeError as error:
+            raise WorkerFailure(
+                worker, Stage.PREFILL, FailureKind.BAD_ANSWER, f"answered what is no JSON: {error}"
+            ) from error
+        found = "prefilled" if handle is not None else "prefilled without hand-over"
+        self._note(run, found, worker=worker.name, took_ms=round(took_s * 1000, 3))
+        self._metrics.handovers.labels("offered" if handle is not None else "none").inc()
+        return Handover(worker, handle, took_s) if handle is not None else None
+
+    async def _decode(self, run: Run, served: Served, work: Work) -> Outcome:
+        body = run.inbound.body
+        if served.handover is not None:
+            body = openai.decode_body(body, served.handover.handle)
+        if run.inbound.stream:
+            await self._stream(run, served, work, body)
+        else:
+            worker = served.decode
+            async with _within(self._limits.response_deadline_s, worker, Stage.DECODE):
+                answered = await self._whole_answer(run, worker, Stage.DECODE, body)
+            self._first_byte(run, served, work, answered.headers)
+            headers = _answer_headers(answered.headers) + served.headers(run.id)
+            await self._send_whole(run, answered.status, headers, answered.body)
+        return Outcome.OK
+
+    async def _stream(self, run: Run, served: Served, work: Work, body: bytes) -> None:
+        worker, limits = served.decode, self._limits
+        answer = None
+        try:
+            deadline_s = limits.first_byte_deadline(run.inbound.prompt_tokens)
+            async with _within(deadline_s, worker, Stage.DECODE):
+                path, headers = run.inbound.path, run.upstream_headers()
+                answer = await self._upstream.open(worker, Stage.DECODE, path, headers, body)
+                if answer.status != 200:
+                    said = await read_all(answer, worker, Stage.DECODE, limits.max_answer_bytes)
+                    raise WorkerFailure.refusal(
+                        worker, Stage.DECODE, answer.status, said, answer.headers
+                    )
+                relay = EventRelay(
+                    worker,
+                    answer,
+                    run.reply,
+                    self._metrics,
+                    idle_s=limits.idle_stream_deadline_s,
+                    most_held=limits.max_event_bytes,
+                )
+                first = await relay.first()
+            _raise_first_error(first, worker)
+            self._first_byte(run, served, work, answer.headers)
+            head = [*_answer_headers(answer.headers), (b"cache-control", b"no-cache")]
+            await run.reply.start(200, head + served.headers(run.id))
+            await relay.run(first)
+        finally:
+            if answer is not None:
+                answer.close()
+
+    async def _whole_answer(self, run: Run, worker: Worker, stage: Stage, body: bytes) -> _Answered:
+        headers = run.upstream_headers()
+        answer = await self._upstream.open(worker, stage, run.inbound.path, headers, body)
+        try:
+            said = await read_all(answer, worker, stage, self._limits.max_answer_bytes)
+        finally:
+            answer.close()
+        if answer.status != 200:
+            raise WorkerFailure.refusal(worker, stage, answer.status, said, answer.headers)
+        return _Answered(answer.status, answer.headers, said)
+
+    def _first_byte(self, run: Run, served: Served, work: Work, headers: Mapping[str, str]) -> None:
+        work.prefilled()
+        worker = served.decode
+        self._faults.succeeded(worker.name)
+        self._index.record(worker.name, run.inbound.chunks)
+        if served.handover is not None:
+            self._metrics.handovers.labels("served").inc()
+            self._metrics.handover_reported(headers)
+        ttft_s = _now() - run.came_s
+        self._metrics.ttft.observe(ttft_s)
+        self._note(run, "first byte", worker=worker.name, mode=served.mode.value)
+
+    # Failures
+
+    async def _failed(self, run: Run, failure: WorkerFailure) -> Outcome | None:
+        """Tell the client of *failure*, or return None when another attempt is to be made."""
+        self._blame(run, failure)
+        if run.reply.started:
+            return await self._break_off(run, failure)
+        if failure.clients_fault:
+            await self._pass_on(run, failure)
+            return Outcome.REFUSED_BY_WORKER
+        if run.attempt >= self._limits.max_attempts or not self._budget.try_spend():
+            await self._pass_on(run, failure)
+            return Outcome.FAILED
+        self._metrics.retries.labels(Stage.DECODE.value, failure.cause).inc()
+        return None
+
+    def _blame(self, run: Run, failure: WorkerFailure) -> None:
+        worker = failure.worker.name
+        avoided_s = 0.0
+        if failure.blames_worker:
+            avoided_s = self._faults.failed(worker, _now())
+        if failure.forgets_prefixes:
+            self._index.forget(worker)
+        if failure.stage is Stage.DECODE and failure.error_code not in KV_FAULTS:
+            run.tried_decode.add(worker)
+        self._note(
+            run,
+            "worker failed",
+            worker=worker,
+            stage=failure.stage.value,
+            cause=failure.cause,
+            detail=failure.detail,
+        )
+        if not failure.clients_fault:
+            log.warning(
+                "worker failed",
+                worker=worker,
+                stage=failure.stage.value,
+                request=run.id,
+                detail=failure.detail,
+                avoided_s=round(avoided_s, 3),
+            )
+
+    def _handover_failed(self, run: Run, handover: Handover, failure: WorkerFailure) -> None:
+        """Try another prefill worker next time: a plain 500 may mean that its blocks were lost."""
+        self._metrics.handovers.labels("failed").inc()
+        if failure.kind is FailureKind.STATUS:
+            run.tried_prefill.add(handover.worker.name)
+        if failure.error_code in KV_FAULTS:
+            self._faults.failed(handover.worker.name, _now())
+            self._index.forget(handover.worker.name)
+
+    async def _break_off(self, run: Run, failure: WorkerFailure) -> Outcome:
+        message = f"the answer broke off: {failure}; what was sent so far is all there is"
+        await run.reply.end(openai.error_event(message, "server_error", code="worker_failed"))
+        return Outcome.BROKEN_OFF
+
+    async def _pass_on(self, run: Run, failure: WorkerFailure) -> None:
+        """Answer with the worker's own error where it has one."""
+        headers = [(b"content-type", b"application/json"), *request_id_headers(run.id)]
+        if failure.kind is FailureKind.STATUS:
+            if wait := failure.headers.get("retry-after"):
+                headers.append((b"retry-after", wait.encode()))
+            body = failure.body
+            if openai.read_error(body) is None:
+                body = openai.error_body(str(failure), "server_error", code="worker_failed")
+            await self._send_whole(run, failure.status, headers, body)
+            return
+        status = 504 if failure.kind is FailureKind.TIMEOUT else 502
+        body = openai.error_body(str(failure), "server_error", code="worker_failed")
+        headers.append((b"retry-after", str(RETRY_AFTER_S).encode()))
+        await self._send_whole(run, status, headers, body)
+
+    async def _nobody(self, run: Run, nobody: Nobody) -> Outcome:
+        self._note(run, "no worker", rejected=dict(nobody.rejected))
+        found = ", ".join(f"{count} {why}" for why, count in sorted(nobody.rejected.items()))
+        message = (
+            f"a decode worker for model {run.inbound.model!r} is wanted, none can serve now "
+            f"({found or 'no worker is known'}); try again"
+        )
+        body = openai.error_body(message, "server_error", code="no_worker")
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"retry-after", str(RETRY_AFTER_S).encode()),
+            *request_id_headers(run.id),
+        ]
+        await self._send_whole(run, 503, headers, body)
+        return Outcome.NO_WORKER
+
+    async def _send_whole(self, run: Run, status: int, headers: Headers, body: bytes) -> None:
+        try:
+            async with asyncio.timeout(self._limits.idle_stream_deadline_s):
+                await run.reply.whole(status, headers, body)
+        except TimeoutError as error:
+            raise ClientStalledError("the client did not read its answer") from error
+
+    # Notes
+
+    def _note_choice(self, run: Run, choice: Choice) -> None:
+        self._metrics.picks.labels(Stage.DECODE.value, choice.decode.reason).inc()
+        if choice.prefill is not None:
+            self._metrics.picks.labels(Stage.PREFILL.value, choice.prefill.reason).inc()
+        self._note(run, "chosen", attempt=run.attempt, choice=choice)
+
+    def _note(self, run: Run, what: str, **fields: object) -> None:
+        self._stories.note(run.story, (_now() - run.came_s) * 1000, what, **fields)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+def request_id_headers(request_id: str) -> Headers:
+    """Return the headers by which an answer says which request it is to."""
+    value = request_id.encode()
+    return [(b"x-request-id", value), (b"x-spinney-request-id", value)]
+
+
+def _mode(choice: Choice, handover: Handover | None) -> Mode:
+    if choice.prefill is None or handover is not None:
+        return choice.mode
+    return Mode.LOCAL_PREFILL
+
+
+def _answer_headers(headers: Mapping[str, str]) -> Headers:
+    content_type = headers.get("content-type", "application/json")
+    return [(b"content-type", content_type.encode())]
+
+
+def _raise_first_error(first: bytes, worker: Worker) -> None:
+    """Raise WorkerFailure when a stream starts with an error: it is one before the first token."""
+    said = openai.first_event_error(first)
+    if said is None:
+        return
+    error = openai.read_error(said)
+    status = int(error.code) if error and error.code.isdigit() else 500
+    if not 400 <= status < 600:
+        status = 500
+    raise WorkerFailure.refusal(worker, Stage.DECODE, status, said)
+
+
+@asynccontextmanager
+async def _within(deadline_s: float, worker: Worker, stage: Stage) -> AsyncIterator[None]:
+    """Raise WorkerFailure when what is done inside takes longer than *deadline_s*."""
+    try:
+        async with asyncio.timeout(deadline_s):
+            yield
+    except TimeoutError as error:
+        detail = f"no answer within {deadline_s:.1f} s"
+        raise WorkerFailure(worker, stage, FailureKind.TIMEOUT, detail) from error
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

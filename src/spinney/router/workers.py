@@ -1,0 +1,115 @@
+"""Who can serve: a worker as the router sees it, and where the list of workers comes from.
+
+A `Worker` is a value; when anything about it changes, the source has another one under the same
+name. A worker whose address or uid changed is a new worker: what was known of the old one is void.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import urlsplit
+
+from spinney.errors import BadInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+
+class Role(StrEnum):
+    """What a worker is for."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+    BOTH = "both"
+
+
+class Stage(StrEnum):
+    """The two halves of a request."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """One worker."""
+
+    name: str
+    url: str
+    """``http://host:port``, without a slash at the end."""
+    role: Role
+    models: frozenset[str] = field(default_factory=frozenset)
+    """Names it serves; empty when not known yet."""
+    ready: bool = True
+    draining: bool = False
+    """It is on its way out: it finishes what it has and takes nothing new."""
+    uid: str = ""
+
+    @property
+    def available(self) -> bool:
+        """Whether it takes new requests."""
+        return self.ready and not self.draining
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it can stream an answer."""
+        return self.role is not Role.PREFILL
+
+
+class WorkerSource(Protocol):
+    """Knows the workers there are."""
+
+    def workers(self) -> tuple[Worker, ...]:
+        """Return all that are known, ready or not, sorted by name."""
+        ...
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        """Have *callback* called after each change; it must not block or raise."""
+        ...
+
+    async def run(self) -> None:
+        """Keep the list current until cancelled."""
+        ...
+
+
+class StaticWorkers:
+    """A list that does not change; for running without Kubernetes."""
+
+    def __init__(self, workers: Iterable[Worker]) -> None:
+        self._workers = tuple(sorted(workers, key=lambda worker: worker.name))
+
+    def workers(self) -> tuple[Worker, ...]:
+        """Return the list, sorted by name."""
+        return self._workers
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        """Do nothing: there is no change."""
+
+    async def run(self) -> None:
+        """Wait until cancelled."""
+        await asyncio.get_running_loop().create_future()
+
+
+def parse_worker(text: str, models: Iterable[str] = ()) -> Worker:
+    """Return the worker that ``ROLE=URL`` or ``ROLE:NAME=URL`` describes; raise BadInputError.
+
+    Without a name it is called after its host and port.
+    """
+    left, separator, url = text.partition("=")
+    role, _, name = left.partition(":")
+    parts = urlsplit(url)
+    roles = [each.value for each in Role]
+    if not separator or role not in roles:
+        raise BadInputError(
+            f"worker {text!r}: ROLE=URL or ROLE:NAME=URL is wanted, with ROLE one of "
+            f"{', '.join(roles)}; for example prefill=http://127.0.0.1:8001"
+        )
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise BadInputError(
+            f"worker {text!r}: {url!r} is no URL of a server; write http://host:port"
+        )
+    base = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+    return Worker(name or parts.netloc, base, Role(role), frozenset(models))
