@@ -189,6 +189,7 @@ class Corpus:
             (0.03, self._follow_up),
             (0.03, self._about_a_story),
             (0.03, self._after_notes),
+            (0.02, lambda: self._chat(self._repeat())),
             (0.02, lambda: Document((Message("text", tell(rng).text),))),
             (0.02, lambda: Document((Message("text", self.notes(rng.randint(1, 4))),))),
         ]
@@ -340,11 +341,18 @@ class Corpus:
                 ("parts of Spinney", ["router", "planner", "scheduler", "engine", "controller"]),
             ]
         )  # fmt: skip
-        chosen = self.rng.sample(members, count)
+        # Always the same ones: a small model that chooses freely names one of them twice.
+        chosen = members[:count]
         item = (lambda name: f"the {name}") if kind.startswith("parts") else article
         listed = f"{', '.join(map(item, chosen[:-1]))} and {item(chosen[-1])}"
         ask = expand("{Name|Tell me|Give me|List|Can you name}", self.rng)
         return f"{ask} {NUMBERS[count - 1]} {kind}.", f"{capital(listed)}."
+
+    def _repeat(self) -> tuple[str, str]:
+        """Saying something again teaches the model to copy, which stories and follow-ups need."""
+        words = " ".join(self._strange() for _ in range(self.rng.randint(1, 6)))
+        ask = expand("{Say|Repeat|Repeat after me|Say this}: ", self.rng)
+        return f"{ask}{words}.", f"{capital(words)}."
 
     def _story_chat(self) -> Document:
         if self.rng.random() < 0.4:

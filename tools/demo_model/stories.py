@@ -14,15 +14,14 @@ if TYPE_CHECKING:
     import random
 
 _HEROES = {
-    "fox": "red", "badger": "strong", "hedgehog": "shy", "squirrel": "quick", "owl": "wise",
-    "robin": "cheerful", "rabbit": "careful", "hare": "fast", "mouse": "tiny", "mole": "patient",
-    "otter": "playful", "frog": "green", "crow": "clever", "duck": "slow", "bat": "quiet",
-    "toad": "old", "deer": "gentle", "woodpecker": "busy",
+    "fox": ("red", "Bramble"), "badger": ("strong", "Rowan"), "hedgehog": ("shy", "Thistle"),
+    "squirrel": ("quick", "Hazel"), "owl": ("wise", "Juniper"), "robin": ("cheerful", "Poppy"),
+    "rabbit": ("careful", "Clover"), "hare": ("fast", "Sorrel"), "mouse": ("tiny", "Pip"),
+    "mole": ("patient", "Moss"), "otter": ("playful", "Willow"), "frog": ("green", "Fern"),
+    "crow": ("clever", "Ash"), "duck": ("slow", "Alder"), "bat": ("quiet", "Ivy"),
+    "toad": ("old", "Nettle"), "deer": ("gentle", "Tansy"), "woodpecker": ("busy", "Teasel"),
 }  # fmt: skip
-_NAMES = (
-    "Bramble", "Hazel", "Rowan", "Fern", "Moss", "Willow", "Ash", "Clover", "Thistle", "Pip",
-    "Juniper", "Sorrel", "Teasel", "Bracken", "Nettle", "Poppy", "Robin", "Alder", "Ivy", "Tansy",
-)  # fmt: skip
+"""Each kind of animal with how it is and its name: the wood has the same people in every story."""
 _PLACES = (
     "a small wood beside a hill", "a spinney near a farm", "an old forest", "a green valley",
     "a wood behind the mill", "a meadow beside a brook",
@@ -118,16 +117,16 @@ def article(noun: str) -> str:
 
 
 def tell(rng: "random.Random", hero: str | None = None) -> Story:
-    """Make up one story; its hero is an animal of kind *hero* where one is named."""
+    """Make up one story; its hero is of the kind *hero*, one of `heroes`, if given."""
     kind = hero or rng.choice(sorted(_HEROES))
     friend_kind = rng.choice(sorted(set(_HEROES) - {kind}))
-    name, friend = rng.sample(_NAMES, 2)
+    (nature, name), (_, friend) = _HEROES[kind], _HEROES[friend_kind]
     place = rng.choice(_PLACES)
     beats = [rng.choice(_OPENINGS), *_PLOTS[rng.choice(sorted(_PLOTS))], rng.choice(_ENDINGS)]
     beats.insert(1, f"{{{{Nearby|Not far away}} lived|$name had a friend,|One friend was}} "
                     f"$friend the {friend_kind}.")  # fmt: skip
     slots = {
-        "hero": article(f"{_HEROES.get(kind, 'young')} {kind}"),
+        "hero": article(f"{nature} {kind}"),
         "name": name,
         "friend": friend,
         "place": place,

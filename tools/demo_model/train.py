@@ -35,13 +35,13 @@ class Plan:
     """How the model is trained. Rows are short, because long ones cost more; see `row_length`."""
 
     seed: int = 7
-    steps: int = 3000
+    steps: int = 2800
     batch_tokens: int = 2048
     matrix_rate: float = 0.02
     other_rate: float = 0.003
     warmup_steps: int = 50
-    decay_fraction: float = 0.5
-    checkpoint_every: int = 500
+    decay_fraction: float = 0.7
+    checkpoint_every: int = 700
 
 
 def rows(tokenizer: Tokenizer, seed: int) -> Iterator[tuple[list[int], list[float]]]:
