@@ -13,7 +13,7 @@ import random
 import signal
 import socket
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import uvicorn
@@ -124,17 +124,16 @@ _deadline = click.FloatRange(min=0.001)
 )
 @click.option("--seed", type=int, help="Makes the choice between equals repeatable.")
 @click.option("--log-json", is_flag=True, help="Log as JSON.")
-@click.pass_context
-def router(ctx: click.Context, **_flags: object) -> None:
+def router(**flags: Any) -> None:
     """Route requests to prefill and decode workers, as OpenAI's API.
 
     Workers are the Ready pods of --namespace that carry the label spinney.dev/role and match
     --selector, or those that --worker names.
     """
-    options = Options(**ctx.params)
+    options = Options(**flags)
     configure(json=options.log_json)
     options.check()
-    listener = listen(options.host, options.port)
+    listener = listen(options.host, options.port, options.idle_deadline)
     with listener:
         uvloop.run(run(options, listener))
 
@@ -187,14 +186,20 @@ class Options:
         )
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Return a socket bound to the address; raise SpinneyError saying why it cannot be."""
+def listen(host: str, port: int, unread_s: float) -> socket.socket:
+    """Return a socket bound to the address; raise SpinneyError saying why it cannot be.
+
+    Its connections end when the client takes in nothing for *unread_s*.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # An unread answer keeps its connection open after it was given up, but not for ever.
+        unread_ms = int(unread_s * 1000)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unread_ms)
         listener.bind(address)
     except OSError as error:
         used = error.errno == errno.EADDRINUSE
@@ -292,6 +297,8 @@ async def _stop(built: Router, server: uvicorn.Server, signals: asyncio.Queue[in
     again = asyncio.ensure_future(signals.get())
     try:
         await asyncio.wait((drained, again), return_when=asyncio.FIRST_COMPLETED)
+        if drained.done():
+            drained.result()
     finally:
         drained.cancel()
         again.cancel()

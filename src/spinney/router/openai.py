@@ -73,7 +73,7 @@ class Inbound:
 def read_request(path: str, body: bytes) -> Inbound:
     """Return what routing needs of *body*; raise BadInputError saying what is wrong where."""
     try:
-        fields = _fields.decode(body)
+        fields = _fields.decode(body.decode())  # The whole body: skipped values may not be text.
     except msgspec.ValidationError as error:
         raise BadInputError(f"the request body has a field of the wrong type: {error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 KEEP_ALIVE_S = 3.0
 """Idle connections are closed before the worker's server does (uvicorn: after 5 s)."""
 
+RESEND_WITHIN_S = 0.05
+"""How soon a reused connection has to break for the break to count as the worker's idle close."""
+
 
 class FailureKind(StrEnum):
     """In which way a worker failed."""
@@ -192,30 +195,33 @@ class HttpUpstream:
         self, worker: Worker, stage: Stage, path: str, headers: Mapping[str, str], body: bytes
     ) -> Answer:
         """Return the answer to a POST; see `Upstream.open`."""
-        assert self._session is not None, "HttpUpstream is used inside its context"
-        url = worker.url + path
         try:
-            used: dict[str, bool] = {}
-            try:
-                response = await self._session.post(
-                    url, data=body, headers=headers, allow_redirects=False, trace_request_ctx=used
-                )
-            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                # A worker may close an idle connection just when it is used again: that says
-                # nothing of the worker, and a connection of our own making decides.
-                if not used:
-                    raise
-                response = await self._session.post(
-                    url, data=body, headers=headers, allow_redirects=False
-                )
+            response = await self._post(worker.url + path, headers, body)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise WorkerFailure(
-                worker, stage, FailureKind.REFUSED, f"no connection to {worker.url}: {error}"
-            ) from error
+            detail = f"no connection to {worker.url}: {error}"
+            raise WorkerFailure(worker, stage, FailureKind.REFUSED, detail) from error
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             detail = f"connection broke before an answer: {error or type(error).__name__}"
             raise WorkerFailure(worker, stage, FailureKind.BROKEN, detail) from error
         return HttpAnswer(response, worker, stage)
+
+    async def _post(
+        self, url: str, headers: Mapping[str, str], body: bytes
+    ) -> aiohttp.ClientResponse:
+        assert self._session is not None, "HttpUpstream is used inside its context"
+        loop = asyncio.get_running_loop()
+        used: dict[str, bool] = {}
+        began_s = loop.time()
+        try:
+            return await self._session.post(
+                url, data=body, headers=headers, allow_redirects=False, trace_request_ctx=used
+            )
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+            # A worker may close an idle connection just when it is used again. That shows at
+            # once, says nothing of the worker, and a new connection decides.
+            if not used or loop.time() - began_s > RESEND_WITHIN_S:
+                raise
+        return await self._session.post(url, data=body, headers=headers, allow_redirects=False)
 
     async def models(self, worker: Worker) -> frozenset[str]:
         """Return the models that *worker* lists, empty when it cannot tell now."""
