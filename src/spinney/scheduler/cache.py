@@ -1,0 +1,343 @@
+"""The cluster's state as the scheduler keeps it, one change at a time.
+
+Informers report single changes; a scheduling cycle wants columns over all nodes. The cache keeps
+both: what each pod takes is added to its node's row when the pod comes and subtracted when it goes,
+so that a snapshot is a copy of two arrays. A pod that was placed and not yet seen on its node is
+*assumed* there until the API confirms or denies it.
+
+Nothing here does I/O: a test, or a what-if, fills a cache by hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from spinney.api import names
+from spinney.errors import BadInputError
+from spinney.log import get_logger
+from spinney.scheduler.gangs import gang_of, lone_gang
+from spinney.scheduler.shapes import PodInfo, Shape, shape_of
+from spinney.scheduler.snapshot import Layout, NodeInfo, Snapshot, node_info
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from spinney.api.core import Node, Pod, PriorityClass
+    from spinney.api.grove import ClusterTopologyBinding
+    from spinney.api.podgang import PodGang
+    from spinney.scheduler.gangs import Gang
+    from spinney.scheduler.shapes import PodState
+
+log = get_logger("scheduler")
+
+_HOLDING = ("active", "leaving")
+
+
+class Cache:
+    """Nodes, pods, gangs, priority classes and topologies."""
+
+    def __init__(self, scheduler_name: str = names.SPINNEY_SCHEDULER) -> None:
+        self.scheduler_name = scheduler_name
+        self._nodes: dict[str, NodeInfo] = {}
+        self._pods: dict[str, PodInfo] = {}
+        self._gangs: dict[str, PodGang] = {}
+        self._classes: dict[str, PriorityClass] = {}
+        self._topologies: dict[str, tuple[str, ...]] = {}
+        self._assumed: dict[str, tuple[str, str]] = {}
+        """Pod key to its uid and the node it was sent to."""
+        self._waiting: dict[str, set[str]] = {}
+        """Gang key, or the key of a pod without one, to its pods that are to be placed."""
+        self._active: dict[str, set[str]] = {}
+        self._scaled: dict[str, set[str]] = {}
+        """Base gang to the gangs that were scaled out from it."""
+        self._apart: set[str] = set()
+        self._shapes: dict[Shape, Shape] = {}
+        self._layout: Layout | None = None
+        self._used: NDArray[np.int64] = np.zeros((0, 0), np.int64)
+        self._leaving: NDArray[np.int64] = np.zeros((0, 0), np.int64)
+        self.room_version = 0
+        """Rises whenever something may fit that did not before, or nodes are numbered anew."""
+
+    # What informers report
+
+    def set_node(self, node: Node) -> None:
+        """Add or change a node. A heartbeat changes nothing."""
+        try:
+            info = node_info(node)
+        except BadInputError as error:
+            log.warning("node is left out", node=node.name, error=str(error))
+            self.remove_node(node.name)
+            return
+        if self._nodes.get(info.name) != info:
+            self._nodes[info.name] = info
+            self._layout = None
+            self.room_version += 1
+
+    def remove_node(self, name: str) -> None:
+        """Forget a node."""
+        if self._nodes.pop(name, None) is not None:
+            self._layout = None
+            self.room_version += 1
+
+    def set_pod(self, pod: Pod) -> None:
+        """Add or change a pod."""
+        old = self._pods.get(pod.key)
+        info = self._info(pod)
+        if info is None:
+            self.remove_pod(pod.key)
+            return
+        if info != old:
+            self._replace(pod.key, info)
+
+    def remove_pod(self, key: str) -> None:
+        """Forget a pod."""
+        self._assumed.pop(key, None)
+        self._replace(key, None)
+
+    def set_gang(self, gang: PodGang) -> None:
+        """Add or change a gang."""
+        old = self._gangs.get(gang.key)
+        self._gangs[gang.key] = gang
+        if old is None or old.spec != gang.spec:
+            self.room_version += 1
+
+    def remove_gang(self, key: str) -> None:
+        """Forget a gang."""
+        self._gangs.pop(key, None)
+
+    def set_priority_class(self, found: PriorityClass) -> None:
+        """Add or change a priority class."""
+        self._classes[found.name] = found
+
+    def remove_priority_class(self, name: str) -> None:
+        """Forget a priority class."""
+        self._classes.pop(name, None)
+
+    def set_topology(self, binding: ClusterTopologyBinding) -> None:
+        """Add or change a topology."""
+        levels = tuple(level.key for level in binding.spec.levels)
+        if self._topologies.get(binding.name) != levels:
+            self._topologies[binding.name] = levels
+            self._layout = None
+            self.room_version += 1
+
+    def remove_topology(self, name: str) -> None:
+        """Forget a topology."""
+        if self._topologies.pop(name, None) is not None:
+            self._layout = None
+            self.room_version += 1
+
+    # What the binder reports
+
+    def assume(self, key: str, node: str) -> None:
+        """Count the pod as on *node*, whatever the API still says."""
+        info = self._pods.get(key)
+        if info is None:
+            return
+        self._assumed[key] = (info.uid, node)
+        self._replace(key, replace(info, node=node, state="active"))
+
+    def forget(self, key: str) -> None:
+        """Take an assumption back: the pod is pending again, unless the API says otherwise."""
+        assumed = self._assumed.pop(key, None)
+        info = self._pods.get(key)
+        if assumed is not None and info is not None:
+            self._replace(key, replace(info, node="", state="pending"))
+
+    # What a cycle takes
+
+    @property
+    def pending(self) -> bool:
+        """Whether any pod waits to be placed."""
+        return bool(self._waiting)
+
+    def gang(self, key: str) -> PodGang | None:
+        """Return the PodGang as last seen."""
+        return self._gangs.get(key)
+
+    def pod(self, key: str) -> PodInfo | None:
+        """Return a pod as last seen or assumed."""
+        return self._pods.get(key)
+
+    def confirmed(self, key: str) -> bool:
+        """Tell whether the API has said that the pod is on a node, and stays."""
+        info = self._pods.get(key)
+        return info is not None and info.state == "active" and key not in self._assumed
+
+    def snapshot(self) -> Snapshot:
+        """Return the state of now. Cheap while nodes stay the same: two arrays are copied."""
+        layout = self._laid_out()
+        used, leaving = self._used.copy(), self._leaving.copy()
+        used.flags.writeable = False
+        leaving.flags.writeable = False
+        gangs = sorted((self._gang(key) for key in self._waiting), key=lambda g: g.order)
+        return Snapshot(
+            layout,
+            used,
+            leaving,
+            dict(self._pods),
+            tuple(gangs),
+            tuple(sorted(self._apart)),
+            self.room_version,
+        )
+
+    def judge(self, key: str) -> Gang | None:
+        """Return the tree of the PodGang *key* as it stands, pending pods or not."""
+        return self._gang(key) if key in self._gangs else None
+
+    def _gang(self, key: str) -> Gang:
+        podgang = self._gangs.get(key)
+        if podgang is None:
+            pod = self._pods[min(self._waiting[key])]
+            lone = lone_gang(pod, self._pod_priority(pod))
+            if pod.gang:
+                return replace(lone, key=key, lone=False, waiting=f"waits for PodGang {pod.gang}")
+            return lone
+        base = self._base(key)
+        base_key = base.key if base is not None else key
+        family_keys = {base_key, *self._scaled.get(base_key, ())} - {key}
+        family = [self._pods[p] for g in family_keys for p in self._active.get(g, ())]
+        return gang_of(
+            podgang,
+            self._pods,
+            priority=self._gang_priority(podgang),
+            topology=podgang.metadata.annotations.get(names.TOPOLOGY_NAME, ""),
+            base=base,
+            family=tuple(sorted(family, key=lambda p: p.key)),
+        )
+
+    def _base(self, key: str) -> PodGang | None:
+        for pod in sorted((*self._waiting.get(key, ()), *self._active.get(key, ()))):
+            base = self._pods[pod].base_gang
+            if base and base != key:
+                return self._gangs.get(base)
+        return None
+
+    def _gang_priority(self, podgang: PodGang) -> int:
+        named = self._classes.get(podgang.spec.priority_class_name)
+        if named is not None:
+            return named.value
+        pods = [self._pods[p] for p in self._waiting.get(podgang.key, ())]
+        return max((self._pod_priority(p) for p in pods), default=0)
+
+    def _pod_priority(self, pod: PodInfo) -> int:
+        if pod.priority is not None:
+            return pod.priority
+        named = self._classes.get(pod.priority_class)
+        if named is not None:
+            return named.value
+        defaults = [c.value for c in self._classes.values() if c.global_default]
+        return max(defaults, default=0)
+
+    def _info(self, pod: Pod) -> PodInfo | None:
+        ours = pod.spec.scheduler_name == self.scheduler_name
+        if not ours and not pod.spec.node_name:
+            return None
+        state = self._state(pod)
+        node = pod.spec.node_name
+        assumed = self._assumed.get(pod.key)
+        if assumed is not None:
+            if node or assumed[0] != pod.metadata.uid or state != "pending":
+                del self._assumed[pod.key]
+            else:
+                node, state = assumed[1], "active"
+        try:
+            shape = shape_of(pod)
+        except BadInputError as error:
+            log.warning("pod is left out", pod=pod.key, error=str(error))
+            return None
+        labels = pod.labels
+        gang = labels.get(names.POD_GANG, "")
+        base = labels.get(names.BASE_POD_GANG, "")
+        return PodInfo(
+            pod.key,
+            pod.metadata.uid,
+            state,
+            self._shapes.setdefault(shape, shape),
+            node,
+            f"{pod.namespace}/{gang}" if gang else "",
+            f"{pod.namespace}/{base}" if base else "",
+            ours,
+            labels,
+            pod.spec.priority,
+            pod.spec.priority_class_name,
+            pod.metadata.creation_timestamp or "",
+        )
+
+    @staticmethod
+    def _state(pod: Pod) -> PodState:
+        if pod.status.phase in ("Succeeded", "Failed"):
+            return "ended"
+        if pod.spec.node_name:
+            return "leaving" if pod.deleting else "active"
+        if pod.deleting:
+            return "ended"
+        return "gated" if pod.spec.scheduling_gates else "pending"
+
+    def _replace(self, key: str, new: PodInfo | None) -> None:
+        old = self._pods.pop(key, None)
+        if old is not None:
+            self._count(old, -1)
+        if new is not None:
+            self._pods[key] = new
+            self._count(new, 1)
+        self._note_room(old, new)
+
+    def _note_room(self, old: PodInfo | None, new: PodInfo | None) -> None:
+        held = old is not None and old.state in _HOLDING
+        holds = new is not None and new.state in _HOLDING
+        if held and not holds:
+            self.room_version += 1
+
+    def _count(self, pod: PodInfo, sign: int) -> None:
+        owner = pod.gang or pod.key
+        if pod.ours and pod.state == "pending":
+            _index(self._waiting, owner, pod.key, sign)
+        if pod.state == "active" and pod.gang:
+            _index(self._active, pod.gang, pod.key, sign)
+        if pod.base_gang and pod.gang and sign > 0:
+            self._scaled.setdefault(pod.base_gang, set()).add(pod.gang)
+        if pod.state not in _HOLDING:
+            return
+        if pod.shape.pod_anti_affinity:
+            (self._apart.add if sign > 0 else self._apart.discard)(pod.key)
+        if self._layout is not None:
+            self._take(self._layout, pod, sign)
+
+    def _take(self, layout: Layout, pod: PodInfo, sign: int) -> None:
+        row = layout.index.get(pod.node)
+        if row is None:
+            return
+        if any(name not in layout.column for name, _ in pod.shape.requests):
+            self._layout = None
+            return
+        vector = layout.vector(pod.shape.requests) * sign
+        self._used[row] += vector
+        if pod.state == "leaving":
+            self._leaving[row] += vector
+
+    def _laid_out(self) -> Layout:
+        if self._layout is None:
+            holding = [p for p in self._pods.values() if p.state in _HOLDING]
+            asked = {name for pod in holding for name, _ in pod.shape.requests}
+            layout = Layout(self._nodes.values(), self._topologies, asked)
+            self._used = np.zeros_like(layout.allocatable)
+            self._leaving = np.zeros_like(layout.allocatable)
+            self._layout = layout
+            for pod in holding:
+                self._take(layout, pod, 1)
+        return self._layout
+
+
+def _index(index: dict[str, set[str]], at: str, key: str, sign: int) -> None:
+    if sign > 0:
+        index.setdefault(at, set()).add(key)
+        return
+    found = index.get(at)
+    if found is not None:
+        found.discard(key)
+        if not found:
+            del index[at]

@@ -1,0 +1,34 @@
+"""What a scheduling cycle consists of, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """Which actions run, which filters and scores take part, and how long a search may be."""
+
+    actions: tuple[str, ...] = ("allocate",)
+    filters: tuple[str, ...] = (
+        "unschedulable",
+        "not-ready",
+        "taints",
+        "node-affinity",
+        "resources",
+        "host-ports",
+        "pod-affinity",
+    )
+    """A node is counted under the first filter that refuses it."""
+    scores: tuple[tuple[str, float], ...] = (
+        ("preferred-affinity", 1000.0),
+        ("resource-type", 100.0),
+        ("bin-pack", 10.0),
+    )
+    """Names and weights. Each score is from 0 to 1, so the weights rank them."""
+    domain_steps: int = 2_000
+    """Domains tried for one gang before the search with greedy filling gives up."""
+    node_steps: int = 5_000
+    """Choices tried for one gang before the search over single nodes gives up."""
+    exhaustive_nodes: int = 64
+    """In domains with more nodes than this, filling stays greedy."""

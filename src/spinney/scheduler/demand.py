@@ -1,0 +1,171 @@
+"""What of a gang is to be placed now, as a tree of batches of equal pods.
+
+The minimum of a gang is one demand; a pod beyond the minimum is another. Both keep the gang's
+tree, with its constraints and the nodes that its pods hold already.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from numpy.typing import NDArray
+
+    from spinney.scheduler.gangs import Gang, Group
+    from spinney.scheduler.session import PodClass, Session
+    from spinney.scheduler.shapes import PodInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Pods of one class that go under the same constraints."""
+
+    cls: PodClass
+    pods: tuple[PodInfo, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Demand:
+    """One group's share of what is to be placed."""
+
+    name: str
+    required: str
+    preferred: str
+    children: tuple[Demand, ...]
+    batches: tuple[Batch, ...]
+    held: tuple[int, ...]
+    """Nodes that pods of the group are on."""
+    totals: tuple[tuple[PodClass, int], ...]
+    """How many pods of which class, children included; the hardest class first."""
+    signature: int
+    """Equal for demands that differ in the names of pods and groups only."""
+
+    @property
+    def pods(self) -> int:
+        """How many pods are to be placed."""
+        return sum(count for _, count in self.totals)
+
+    def need(self) -> NDArray[np.int64]:
+        """Return the sum of all requests."""
+        total = np.zeros_like(self.totals[0][0].vector)
+        for cls, count in self.totals:
+            total += cls.vector * count
+        return total
+
+    @property
+    def constrained(self) -> bool:
+        """Whether the group or one below it has a required domain."""
+        return bool(self.required) or any(child.constrained for child in self.children)
+
+
+def floor_demand(session: Session, gang: Gang) -> Demand | None:
+    """Return what the gang's minimum lacks, or None when it lacks nothing."""
+
+    def pick(leaf: Group) -> tuple[PodInfo, ...]:
+        placed = sum(pod.key in session.statement.node_of for pod in leaf.pending)
+        left = [pod for pod in leaf.pending if pod.key not in session.statement.node_of]
+        return tuple(left[: max(0, leaf.missing - placed)])
+
+    return _demand(session, gang.root, pick)
+
+
+def growth_demand(session: Session, gang: Gang, pods: tuple[PodInfo, ...]) -> Demand:
+    """Return *pods*, of one leaf, as a demand under the gang's constraints."""
+    chosen = {pod.key for pod in pods}
+
+    def pick(leaf: Group) -> tuple[PodInfo, ...]:
+        return tuple(pod for pod in leaf.pending if pod.key in chosen)
+
+    found = _demand(session, gang.root, pick)
+    assert found is not None, "growth of no pods"
+    return found
+
+
+def _demand(
+    session: Session, group: Group, pick: Callable[[Group], tuple[PodInfo, ...]]
+) -> Demand | None:
+    children = tuple(
+        found for child in group.children if (found := _demand(session, child, pick)) is not None
+    )
+    batches = () if group.children else _batches(session, pick(group))
+    if not children and not batches:
+        return None
+    return make_demand(
+        group.name, group.required, group.preferred, children, batches, _held(session, group)
+    )
+
+
+def make_demand(
+    name: str,
+    required: str,
+    preferred: str,
+    children: tuple[Demand, ...],
+    batches: tuple[Batch, ...],
+    held: tuple[int, ...],
+) -> Demand:
+    """Return a demand with its totals, its children and batches ordered from hard to easy."""
+    children = tuple(sorted(children, key=_hardness, reverse=True))
+    counts: dict[int, tuple[PodClass, int]] = {}
+    for cls, count in _counts(children, batches):
+        counts[cls.number] = (cls, counts.get(cls.number, (cls, 0))[1] + count)
+    totals = tuple(sorted(counts.values(), key=lambda t: _class_order(t[0])))
+    signature = hash(
+        (
+            required,
+            preferred,
+            tuple(child.signature for child in children),
+            tuple((b.cls.identity, len(b.pods)) for b in batches),
+            held,
+        )
+    )
+    return Demand(name, required, preferred, children, batches, held, totals, signature)
+
+
+def _counts(children: Iterable[Demand], batches: Iterable[Batch]) -> Iterable[tuple[PodClass, int]]:
+    for child in children:
+        yield from child.totals
+    for batch in batches:
+        yield batch.cls, len(batch.pods)
+
+
+def _hardness(demand: Demand) -> tuple[bool, bool, tuple[int, ...], int]:
+    """Sort key: pinned, then constrained, then the largest total."""
+    wanted = demand.need()
+    main = demand.totals[0][0].main
+    return (bool(demand.held), demand.constrained, (int(wanted[main]),), demand.pods)
+
+
+def _class_order(cls: PodClass) -> tuple[bool, int, int, int]:
+    """Sort key: large pods first; those that follow other pods last."""
+    devices, amount = cls.size
+    return (bool(cls.shape.pod_affinity), -devices, -amount, cls.number)
+
+
+def _batches(session: Session, pods: tuple[PodInfo, ...]) -> tuple[Batch, ...]:
+    by_class: dict[int, tuple[PodClass, list[PodInfo]]] = {}
+    for pod in pods:
+        cls = session.class_of(pod)
+        by_class.setdefault(cls.number, (cls, []))[1].append(pod)
+    ordered = sorted(by_class.values(), key=lambda found: _class_order(found[0]))
+    return tuple(Batch(cls, tuple(members)) for cls, members in ordered)
+
+
+def _held(session: Session, group: Group) -> tuple[int, ...]:
+    rows: set[int] = set()
+    _collect_held(session, group, rows)
+    return tuple(sorted(rows))
+
+
+def _collect_held(session: Session, group: Group, rows: set[int]) -> None:
+    index, placed = session.layout.index, session.statement.node_of
+    for pod in (*group.active, *group.anchors):
+        if pod.node in index:
+            rows.add(index[pod.node])
+    rows.update(placed[pod.key] for pod in group.pending if pod.key in placed)
+    for child in group.children:
+        _collect_held(session, child, rows)

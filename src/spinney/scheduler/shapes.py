@@ -1,0 +1,296 @@
+"""What one pod asks of a node, reduced to a value that can be compared.
+
+Pods made from one template ask for the same. A `Shape` is that question: pods of one shape are
+interchangeable to every filter that looks at nodes only: the question is answered once for all of
+them. Amounts are integers in thousandths: no sum ever rounds.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from spinney.api import quantity
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from spinney.api.core import Container, Pod, PodSpec
+
+Requests = tuple[tuple[str, int], ...]
+"""Resource names with amounts in thousandths, sorted by name, zeros left out."""
+
+PODS = "pods"
+"""The resource of which every pod takes one: how many pods a node may run."""
+
+PodState = Literal["gated", "pending", "active", "leaving", "ended"]
+"""``active`` is on a node; ``leaving`` too, but deletion was asked for; ``ended`` holds nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """One condition on one label, as node affinity and pod selectors write it."""
+
+    key: str
+    operator: str
+    values: tuple[str, ...] = ()
+
+    def matches(self, labels: Mapping[str, str]) -> bool:
+        """Tell whether *labels* fulfil it; an operator nobody knows matches nothing."""
+        value = labels.get(self.key)
+        match self.operator:
+            case "In":
+                return value in self.values
+            case "NotIn":
+                return value not in self.values
+            case "Exists":
+                return value is not None
+            case "DoesNotExist":
+                return value is None
+            case "Gt" | "Lt":
+                return _compares(value, self.operator, self.values)
+            case _:
+                return False
+
+
+def _compares(value: str | None, operator: str, values: tuple[str, ...]) -> bool:
+    try:
+        have, bound = int(value or ""), int(values[0])
+    except (ValueError, IndexError):
+        return False
+    return have > bound if operator == "Gt" else have < bound
+
+
+@dataclass(frozen=True, slots=True)
+class NodeTerm:
+    """Conditions on a node that must all hold; a term without any matches nothing."""
+
+    labels: tuple[Expression, ...] = ()
+    fields: tuple[Expression, ...] = ()
+
+    def matches(self, name: str, labels: Mapping[str, str]) -> bool:
+        """Tell whether the node *name* with *labels* fulfils the term."""
+        if not self.labels and not self.fields:
+            return False
+        fields = {"metadata.name": name}
+        return all(e.matches(labels) for e in self.labels) and all(
+            e.matches(fields) for e in self.fields
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PodTerm:
+    """Which other pods count, and the node label within whose domain they do."""
+
+    topology_key: str
+    selector: tuple[Expression, ...] | None
+    """None matches no pod; empty matches all."""
+    namespaces: tuple[str, ...]
+    """Empty: all namespaces."""
+
+    def matches(self, namespace: str, labels: Mapping[str, str]) -> bool:
+        """Tell whether a pod of *namespace* with *labels* counts."""
+        if self.selector is None or (self.namespaces and namespace not in self.namespaces):
+            return False
+        return all(e.matches(labels) for e in self.selector)
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """A toleration."""
+
+    key: str
+    operator: str
+    value: str
+    effect: str
+
+    def tolerates(self, key: str, value: str, effect: str) -> bool:
+        """Tell whether a taint of *key*, *value* and *effect* does not keep the pod away."""
+        if self.effect and self.effect != effect:
+            return False
+        if self.key and self.key != key:
+            return False
+        return self.operator == "Exists" or (bool(self.key) and self.value == value)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """All that a pod asks of the place it runs in."""
+
+    requests: Requests = ()
+    node_selector: tuple[tuple[str, str], ...] = ()
+    node_required: tuple[NodeTerm, ...] | None = None
+    """Any one of them; None asks for nothing."""
+    node_preferred: tuple[tuple[int, NodeTerm], ...] = ()
+    tolerances: tuple[Tolerance, ...] = ()
+    host_ports: tuple[tuple[str, int], ...] = ()
+    """Protocol and port."""
+    pod_affinity: tuple[PodTerm, ...] = ()
+    pod_anti_affinity: tuple[PodTerm, ...] = ()
+    pod_preferred: tuple[tuple[int, PodTerm], ...] = ()
+    """Weights; those of preferred anti-affinity are negative."""
+
+    @property
+    def looks_at_pods(self) -> bool:
+        """Whether it asks for or against other pods."""
+        return bool(self.pod_affinity or self.pod_anti_affinity or self.pod_preferred)
+
+
+@dataclass(frozen=True, slots=True)
+class PodInfo:
+    """A pod as the scheduler sees it."""
+
+    key: str
+    """``namespace/name``."""
+    uid: str
+    state: PodState
+    shape: Shape
+    node: str = ""
+    gang: str = ""
+    """``namespace/name`` of its PodGang; empty for a pod on its own."""
+    base_gang: str = ""
+    """``namespace/name`` of the gang that this one was scaled out from."""
+    ours: bool = True
+    """Whether this scheduler is the one to place it."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    priority: int | None = None
+    priority_class: str = ""
+    created: str = ""
+
+    @property
+    def namespace(self) -> str:
+        """The part of the key before the slash."""
+        return self.key.partition("/")[0]
+
+
+@functools.lru_cache(maxsize=4096)
+def _milli(value: str | int | float) -> int:
+    return quantity.milli(value)
+
+
+def amounts(values: Mapping[str, str | int | float]) -> dict[str, int]:
+    """Return quantities in thousandths; raise BadInputError for what is none."""
+    return {name: _milli(value) for name, value in values.items()}
+
+
+def _asked(container: Container) -> dict[str, int]:
+    resources = container.resources
+    return amounts({**resources.limits, **resources.requests})
+
+
+def requests_of(spec: PodSpec) -> Requests:
+    """Return what the pod needs at its peak: containers together, or an init container alone.
+
+    Init containers that restart always (sidecars) run beside everything that starts after them.
+    """
+    steady: dict[str, int] = {}
+    peak: dict[str, int] = {}
+    for container in spec.init_containers:
+        asked = _asked(container)
+        if container.restart_policy == "Always":
+            _add(steady, asked)
+            asked = {}
+        for name in steady.keys() | asked.keys():
+            need = steady.get(name, 0) + asked.get(name, 0)
+            peak[name] = max(peak.get(name, 0), need)
+    for container in spec.containers:
+        _add(steady, _asked(container))
+    for name, amount in peak.items():
+        steady[name] = max(steady.get(name, 0), amount)
+    _add(steady, amounts(spec.overhead))
+    steady[PODS] = 1000
+    return tuple(sorted((name, amount) for name, amount in steady.items() if amount > 0))
+
+
+def _add(total: dict[str, int], more: Mapping[str, int]) -> None:
+    for name, amount in more.items():
+        total[name] = total.get(name, 0) + amount
+
+
+def shape_of(pod: Pod) -> Shape:
+    """Return the shape of *pod*; raise BadInputError for a quantity that is none."""
+    spec = pod.spec
+    affinity = spec.affinity or {}
+    node = affinity.get("nodeAffinity") or {}
+    required = node.get("requiredDuringSchedulingIgnoredDuringExecution")
+    together = affinity.get("podAffinity") or {}
+    apart = affinity.get("podAntiAffinity") or {}
+    return Shape(
+        requests=requests_of(spec),
+        node_selector=tuple(sorted(spec.node_selector.items())),
+        node_required=_node_terms(required.get("nodeSelectorTerms")) if required else None,
+        node_preferred=tuple(
+            (int(term.get("weight", 1)), _node_term(term.get("preference") or {}))
+            for term in node.get(_PREFERRED) or ()
+        ),
+        tolerances=tuple(
+            Tolerance(t.key, t.operator or "Equal", t.value, t.effect) for t in spec.tolerations
+        ),
+        host_ports=_host_ports(spec),
+        pod_affinity=_pod_terms(together.get(_REQUIRED), pod.namespace),
+        pod_anti_affinity=_pod_terms(apart.get(_REQUIRED), pod.namespace),
+        pod_preferred=(
+            *_weighted_terms(together.get(_PREFERRED), pod.namespace, 1),
+            *_weighted_terms(apart.get(_PREFERRED), pod.namespace, -1),
+        ),
+    )
+
+
+_REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
+_PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
+
+
+def _host_ports(spec: PodSpec) -> tuple[tuple[str, int], ...]:
+    found = set()
+    for container in (*spec.init_containers, *spec.containers):
+        for port in container.ports:
+            number = port.host_port or (port.container_port if spec.host_network else 0)
+            if number:
+                found.add((port.protocol or "TCP", number))
+    return tuple(sorted(found))
+
+
+def _expressions(lines: Iterable[Mapping[str, Any]] | None) -> tuple[Expression, ...]:
+    return tuple(
+        Expression(line.get("key", ""), line.get("operator", ""), tuple(line.get("values") or ()))
+        for line in lines or ()
+    )
+
+
+def _node_term(term: Mapping[str, Any]) -> NodeTerm:
+    return NodeTerm(
+        _expressions(term.get("matchExpressions")), _expressions(term.get("matchFields"))
+    )
+
+
+def _node_terms(terms: Iterable[Mapping[str, Any]] | None) -> tuple[NodeTerm, ...]:
+    return tuple(_node_term(term) for term in terms or ())
+
+
+def _pod_terms(terms: Iterable[Mapping[str, Any]] | None, namespace: str) -> tuple[PodTerm, ...]:
+    return tuple(_pod_term(term, namespace) for term in terms or ())
+
+
+def _weighted_terms(
+    terms: Iterable[Mapping[str, Any]] | None, namespace: str, sign: int
+) -> tuple[tuple[int, PodTerm], ...]:
+    return tuple(
+        (sign * int(t.get("weight", 1)), _pod_term(t.get("podAffinityTerm") or {}, namespace))
+        for t in terms or ()
+    )
+
+
+def _pod_term(term: Mapping[str, Any], namespace: str) -> PodTerm:
+    selector = term.get("labelSelector")
+    expressions = None
+    if selector is not None:
+        equal = sorted((selector.get("matchLabels") or {}).items())
+        expressions = (
+            *(Expression(key, "In", (value,)) for key, value in equal),
+            *_expressions(selector.get("matchExpressions")),
+        )
+    named = tuple(sorted(term.get("namespaces") or ()))
+    everywhere = term.get("namespaceSelector") is not None
+    namespaces = () if everywhere and not named else (named or (namespace,))
+    return PodTerm(term.get("topologyKey", ""), expressions, namespaces)

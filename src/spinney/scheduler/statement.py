@@ -1,0 +1,78 @@
+"""A log of tentative placements that can be taken back.
+
+All of a gang's minimum is placed or nothing: the search places, looks, and rolls back to a
+checkpoint. Rolling back restores the numbers exactly; they are integers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from spinney.scheduler.session import PodClass
+    from spinney.scheduler.shapes import PodInfo
+
+_MASK = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Pods of one class put on nodes."""
+
+    cls: PodClass
+    pods: tuple[PodInfo, ...]
+    rows: NDArray[np.int64]
+    """The node of each pod."""
+
+
+class Statement:
+    """Placements over *idle*, which it changes in place."""
+
+    def __init__(self, idle: NDArray[np.int64]) -> None:
+        self.idle = idle
+        self.placements: list[Placement] = []
+        self.touched: list[NDArray[np.int64]] = []
+        """Nodes changed, by placing or by rolling back, in order; it only grows."""
+        self.node_of: dict[str, int] = {}
+        """Pod key to node, for the pods placed."""
+        self.fingerprint = 0
+        """Equal for equal states, however reached; other states almost surely have another one."""
+        self._salt = _salts(len(idle))
+
+    def checkpoint(self) -> int:
+        """Return where the log is now."""
+        return len(self.placements)
+
+    def place(self, cls: PodClass, pods: tuple[PodInfo, ...], rows: NDArray[np.int64]) -> None:
+        """Put each pod on the node of the same position in *rows*."""
+        self.placements.append(Placement(cls, pods, rows))
+        self._apply(cls, rows, 1)
+        self.node_of.update((pod.key, row) for pod, row in zip(pods, rows.tolist(), strict=True))
+
+    def rollback(self, checkpoint: int) -> None:
+        """Take back everything since *checkpoint*."""
+        while len(self.placements) > checkpoint:
+            last = self.placements.pop()
+            self._apply(last.cls, last.rows, -1)
+            for pod in last.pods:
+                del self.node_of[pod.key]
+
+    def _apply(self, cls: PodClass, rows: NDArray[np.int64], sign: int) -> None:
+        np.subtract.at(self.idle, rows, cls.vector * sign)
+        self.touched.append(rows)
+        change = int(self._salt[rows].sum(dtype=np.uint64)) * cls.salt
+        self.fingerprint = (self.fingerprint + sign * change) & _MASK
+
+
+def _salts(count: int) -> NDArray[np.uint64]:
+    """Return *count* well-mixed numbers (splitmix64), the same ones every time."""
+    with np.errstate(over="ignore"):
+        z = (np.arange(1, count + 1, dtype=np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return np.asarray(z ^ (z >> np.uint64(31)), np.uint64)
