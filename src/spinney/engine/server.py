@@ -1,0 +1,547 @@
+"""The engine's HTTP interface: a plain ASGI application.
+
+It turns JSON into requests for the service and updates back into JSON or server-sent events.
+Invariants: every answer that is no success is in OpenAI's form; an answer's status is decided
+before its first byte; a client that goes away takes its sequences, and an unclaimed lease, along.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from spinney import __version__
+from spinney.engine import protocol
+from spinney.engine.answers import (
+    ChatShape,
+    CompletionShape,
+    Delta,
+    transfer_params,
+    usage,
+)
+from spinney.engine.protocol import ApiError, Limits
+from spinney.engine.request import (
+    DrainingError,
+    FinishReason,
+    GenerateRequest,
+    QueueFullError,
+)
+from spinney.engine.tokenizer import TemplateError
+from spinney.kv.lease import HandoverError
+from spinney.log import get_logger
+from spinney.metrics import CONTENT_TYPE, exposition
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, MutableMapping
+
+    from prometheus_client import CollectorRegistry
+
+    from spinney.clock import Clock
+    from spinney.engine.answers import Endpoint, Shape
+    from spinney.engine.protocol import GenerationRequest
+    from spinney.engine.request import RemotePrefill
+    from spinney.engine.service import EngineService, Stream
+    from spinney.engine.tokenizer import Tokenizer
+    from spinney.ids import IdSource
+
+    Scope = MutableMapping[str, Any]
+    Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+    Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+    Header = tuple[bytes, bytes]
+
+MAX_BODY_BYTES = 16 * 1024 * 1024
+"""A longer request is refused with 413."""
+LONG_TEXT_CHARACTERS = 20_000
+"""Longer texts are tokenised in a thread: about ten milliseconds the loop would not answer in."""
+RETRY_AFTER_S = 1
+"""What a refused client is told to wait."""
+JSON = b"application/json"
+
+log = get_logger("engine-http")
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What this server answers for. *names* are what requests may call the model."""
+
+    names: tuple[str, ...]
+    root: str
+    role: str
+    limits: Limits
+    endpoint: Endpoint | None
+    engine_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One generation call, checked: its requests and the shape of its answer."""
+
+    call_id: str
+    created: int
+    model: str
+    requests: tuple[GenerateRequest, ...]
+    prompt_tokens: int
+    shape: Shape
+    stream: bool
+    include_usage: bool
+
+
+class EngineApp:
+    """The ASGI application."""
+
+    def __init__(
+        self,
+        service: EngineService,
+        tokenizer: Tokenizer,
+        model: ServedModel,
+        *,
+        registry: CollectorRegistry,
+        clock: Clock,
+        ids: IdSource,
+    ) -> None:
+        self._service = service
+        self._tokenizer = tokenizer
+        self._model = model
+        self._registry = registry
+        self._clock = clock
+        self._ids = ids
+        self._started = int(clock.now())
+        self._encode = msgspec.json.Encoder().encode
+        self._headers: list[Header] = [(b"x-spinney-engine-id", model.engine_id.encode())]
+        self._routes: dict[str, tuple[str, Callable[[Scope, Receive, Send], Awaitable[None]]]] = {
+            "/v1/completions": ("POST", self._completions),
+            "/v1/chat/completions": ("POST", self._chat),
+            "/v1/models": ("GET", self._models),
+            "/health": ("GET", self._health),
+            "/metrics": ("GET", self._metrics),
+            "/version": ("GET", self._version),
+            "/tokenize": ("POST", self._tokenize),
+            "/detokenize": ("POST", self._detokenize),
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one HTTP request."""
+        if scope["type"] != "http":
+            return
+        try:
+            await self._route(scope)(scope, receive, send)
+        except ApiError as error:
+            await self._answer_error(send, error)
+        except HandoverError as error:
+            failed = ApiError(500, str(error), code="kv_transfer_failed")
+            await self._answer_error(send, failed)
+        except (QueueFullError, DrainingError) as error:
+            code = "queue_full" if isinstance(error, QueueFullError) else "draining"
+            refused = ApiError(503, str(error), code=code, retry_after_s=RETRY_AFTER_S)
+            await self._answer_error(send, refused)
+        except TemplateError as error:
+            await self._answer_error(send, ApiError(400, str(error), param="messages"))
+
+    def _route(self, scope: Scope) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+        path, method = scope["path"], scope["method"]
+        route = self._routes.get(path)
+        if route is None:
+            raise ApiError(404, f"no such path: {path}; there are {', '.join(self._routes)}")
+        if method != route[0] and not (method == "HEAD" and route[0] == "GET"):
+            raise ApiError(405, f"{path} answers {route[0]}, not {method}")
+        return route[1]
+
+    async def _models(self, scope: Scope, receive: Receive, send: Send) -> None:
+        cards = [
+            {
+                "id": name,
+                "object": "model",
+                "created": self._started,
+                "owned_by": "spinney",
+                "root": self._model.root,
+                "parent": None,
+                "max_model_len": self._model.limits.max_model_len,
+            }
+            for name in self._model.names
+        ]
+        await self._answer(send, 200, {"object": "list", "data": cards})
+
+    async def _health(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self._service.healthy:
+            status, word = 500, "broken"
+        elif self._service.draining:
+            status, word = 503, "draining"
+        else:
+            status, word = 200, "ok"
+        state = {"status": word, "engine_id": self._model.engine_id, "role": self._model.role}
+        await self._answer(send, status, state)
+
+    async def _metrics(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._send(send, 200, exposition(self._registry), CONTENT_TYPE.encode())
+
+    async def _version(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._answer(send, 200, {"version": __version__})
+
+    async def _tokenize(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = protocol.decode(await _body(receive), protocol.TokenizeRequest)
+        self._check_model(request.model)
+        if (request.prompt is None) == (request.messages is None):
+            raise ApiError(400, "give either prompt or messages", param="prompt")
+        if request.prompt is not None:
+            special = request.add_special_tokens is not False
+            tokens = await self._encode_text(request.prompt, special)
+        else:
+            text = self._tokenizer.render_chat(
+                protocol.chat_messages(request.messages or []),
+                add_generation_prompt=request.add_generation_prompt,
+                extra=request.chat_template_kwargs,
+            )
+            tokens = await self._encode_text(text, bool(request.add_special_tokens))
+        texts = [self._tokenizer.token_text(token) for token in tokens]
+        answer = {
+            "count": len(tokens),
+            "max_model_len": self._model.limits.max_model_len,
+            "tokens": tokens,
+            "token_strs": texts if request.return_token_strs else None,
+        }
+        await self._answer(send, 200, answer)
+
+    async def _detokenize(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = protocol.decode(await _body(receive), protocol.DetokenizeRequest)
+        self._check_model(request.model)
+        if any(token >= self._model.limits.vocab_size for token in request.tokens):
+            raise ApiError(
+                400,
+                f"token ids of this model are 0 to {self._model.limits.vocab_size - 1}",
+                param="tokens",
+            )
+        text = self._tokenizer.decode(request.tokens, skip_special_tokens=False)
+        await self._answer(send, 200, {"prompt": text})
+
+    async def _completions(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = protocol.decode(await _body(receive), protocol.CompletionRequest)
+        self._check_model(request.model)
+        protocol.check_completion(request)
+        prompts = [
+            await self._encode_text(prompt, request.add_special_tokens)
+            if isinstance(prompt, str)
+            else prompt
+            for prompt in protocol.completion_prompts(request)
+        ]
+        if len(prompts) * (request.n or 1) > protocol.MAX_CHOICES:
+            raise ApiError(400, f"more than {protocol.MAX_CHOICES} choices", param="prompt")
+        shape = CompletionShape(
+            self._tokenizer.token_text, return_token_ids=bool(request.return_token_ids)
+        )
+        default = protocol.DEFAULT_COMPLETION_TOKENS
+        call = self._call(
+            "cmpl", scope, request, prompts, shape, (request.max_tokens, default), request.logprobs
+        )
+        await self._generate(call, receive, send)
+
+    async def _chat(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = protocol.decode(await _body(receive), protocol.ChatRequest)
+        self._check_model(request.model)
+        protocol.check_chat(request)
+        text = self._tokenizer.render_chat(
+            protocol.chat_messages(request.messages),
+            add_generation_prompt=request.add_generation_prompt,
+            tools=request.tools,
+            extra=request.chat_template_kwargs,
+        )
+        prompt = await self._encode_text(text, False)
+        shape = ChatShape(
+            self._tokenizer.token_text, return_token_ids=bool(request.return_token_ids)
+        )
+        wanted = request.max_completion_tokens or request.max_tokens
+        logprobs = (request.top_logprobs or 0) if request.logprobs else None
+        call = self._call("chatcmpl", scope, request, [prompt], shape, (wanted, None), logprobs)
+        await self._generate(call, receive, send)
+
+    def _check_model(self, name: str | None) -> None:
+        if name and name not in self._model.names:
+            raise ApiError(
+                404,
+                f"The model `{name}` does not exist; this engine serves "
+                f"{', '.join(self._model.names)}.",
+                param="model",
+                code="model_not_found",
+            )
+
+    async def _encode_text(self, text: str, special: bool) -> list[int]:
+        if len(text) <= LONG_TEXT_CHARACTERS:
+            return self._tokenizer.encode(text, add_special_tokens=special)
+        return await asyncio.to_thread(self._tokenizer.encode, text, add_special_tokens=special)
+
+    def _call(
+        self,
+        prefix: str,
+        scope: Scope,
+        request: GenerationRequest,
+        prompts: list[list[int]],
+        shape: Shape,
+        tokens: tuple[int | None, int | None],
+        logprobs: int | None,
+    ) -> Call:
+        """Check what is left to check and return the call; *tokens* are wanted and default."""
+        call_id = f"{prefix}-{_request_id(scope) or self._ids.uid()}"
+        choices = request.n or 1
+        remote, lease = self._transfer(request, len(prompts) * choices)
+        requests: list[GenerateRequest] = []
+        for prompt in prompts:
+            protocol.check_tokens(prompt, self._model.limits)
+            length = protocol.output_tokens(*tokens, len(prompt), self._model.limits)
+            leader: str | None = None
+            for choice in range(choices):
+                params = protocol.sampling_params(request, length, logprobs, self._model.limits)
+                if params.seed is not None and choice:
+                    params = replace(params, seed=params.seed + choice)
+                name = f"{call_id}-{len(requests)}-{self._ids.suffix()}"
+                requests.append(GenerateRequest(name, tuple(prompt), params, remote, lease, leader))
+                leader = leader or name
+        options = request.stream_options
+        return Call(
+            call_id,
+            int(self._clock.now()),
+            request.model or self._model.names[0],
+            tuple(requests),
+            sum(len(prompt) for prompt in prompts),
+            shape,
+            bool(request.stream),
+            options is not None and options.include_usage,
+        )
+
+    def _transfer(
+        self, request: GenerationRequest, choices: int
+    ) -> tuple[RemotePrefill | None, bool]:
+        """Return where the KV is to be pulled from, and whether it is to be leased."""
+        params = request.kv_transfer_params
+        if params is None or not (params.do_remote_decode or params.do_remote_prefill):
+            return None, False
+        if choices != 1:
+            raise ApiError(
+                400, "kv_transfer_params goes with one prompt and n=1", param="kv_transfer_params"
+            )
+        if params.do_remote_decode:
+            if self._model.endpoint is None:
+                raise ApiError(
+                    400,
+                    f"this engine's role is {self._model.role}: it leases no KV; "
+                    f"send prefills to a prefill worker",
+                    param="kv_transfer_params",
+                )
+            return None, True
+        return protocol.remote_prefill(params), False
+
+    async def _generate(self, call: Call, receive: Receive, send: Send) -> None:
+        streams = self._service.submit(call.requests)
+        watcher = asyncio.create_task(self._abort_when_gone(receive, call))
+        try:
+            if call.stream:
+                await self._stream_answer(call, streams, send)
+            else:
+                await self._whole_answer(call, streams, send)
+        finally:
+            watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watcher
+            for request in call.requests:
+                self._service.abort(request.request_id)
+
+    async def _abort_when_gone(self, receive: Receive, call: Call) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        log.info("client went away", call=call.call_id)
+        for request in call.requests:
+            self._service.abort(request.request_id)
+
+    async def _whole_answer(self, call: Call, streams: list[Stream], send: Send) -> None:
+        deltas = [await _gather(stream) for stream in streams]
+        ends = [delta.end for delta in deltas if delta.end is not None]
+        try:
+            for end in ends:
+                _raise_failure(end.error, end.reason)
+        except ApiError:
+            self._release_leases(deltas)
+            raise
+        choices = [
+            call.shape.whole(at, request, delta)
+            for at, (request, delta) in enumerate(zip(call.requests, deltas, strict=True))
+        ]
+        answer = {
+            "id": call.call_id,
+            "object": call.shape.object_name,
+            "created": call.created,
+            "model": call.model,
+            "choices": choices,
+            "usage": _usage(call, deltas),
+            "kv_transfer_params": transfer_params(ends[0], self._model.endpoint),
+        }
+        await self._answer(send, 200, answer)
+
+    async def _stream_answer(self, call: Call, streams: list[Stream], send: Send) -> None:
+        totals = [Delta() for _ in streams]
+        events: asyncio.Queue[tuple[int, Delta]] = asyncio.Queue(maxsize=len(streams))
+        async with contextlib.AsyncExitStack() as stack:
+            group = await stack.enter_async_context(asyncio.TaskGroup())
+            for at, stream in enumerate(streams):
+                group.create_task(_forward(at, stream, events))
+            begun, open_streams = False, len(streams)
+            while open_streams:
+                at, delta = await events.get()
+                totals[at].add(delta)
+                if delta.end is not None:
+                    open_streams -= 1
+                    if not begun:
+                        _raise_failure(delta.end.error, delta.end.reason)
+                if not begun:
+                    await self._begin_stream(send)
+                    begun = True
+                await self._send_delta(call, at, delta, send)
+        await self._end_stream(call, totals, send)
+
+    async def _begin_stream(self, send: Send) -> None:
+        headers = [
+            *self._headers,
+            (b"content-type", b"text/event-stream; charset=utf-8"),
+            (b"cache-control", b"no-cache"),
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    async def _send_delta(self, call: Call, at: int, delta: Delta, send: Send) -> None:
+        end = delta.end
+        if end is not None and end.reason is FinishReason.ERROR:
+            error = _failure(end.error, end.reason) or ApiError(500, "the engine failed")
+            await _send_event(send, self._encode(error.body()))
+            return
+        if not call.shape.worth_sending(delta):
+            return
+        chunk = self._chunk(call, [call.shape.chunk(at, call.requests[at], delta)])
+        if call.include_usage:
+            chunk["usage"] = None
+        if end is not None and (params := transfer_params(end, self._model.endpoint)):
+            chunk["kv_transfer_params"] = params
+        await _send_event(send, self._encode(chunk))
+
+    async def _end_stream(self, call: Call, totals: list[Delta], send: Send) -> None:
+        if call.include_usage:
+            chunk = self._chunk(call, []) | {"usage": _usage(call, totals)}
+            end = totals[0].end
+            if end is not None and (params := transfer_params(end, self._model.endpoint)):
+                chunk["kv_transfer_params"] = params
+            await _send_event(send, self._encode(chunk))
+        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+
+    def _chunk(self, call: Call, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": call.call_id,
+            "object": call.shape.chunk_name,
+            "created": call.created,
+            "model": call.model,
+            "choices": choices,
+        }
+
+    def _release_leases(self, deltas: list[Delta]) -> None:
+        for delta in deltas:
+            if delta.end is not None and delta.end.lease is not None:
+                self._service.release(delta.end.lease.handle)
+
+    async def _answer(self, send: Send, status: int, body: Any) -> None:
+        await self._send(send, status, self._encode(body), JSON)
+
+    async def _answer_error(self, send: Send, error: ApiError) -> None:
+        extra: list[Header] = []
+        if error.retry_after_s is not None:
+            extra.append((b"retry-after", str(error.retry_after_s).encode()))
+        await self._send(send, error.status, self._encode(error.body()), JSON, extra)
+
+    async def _send(
+        self,
+        send: Send,
+        status: int,
+        body: bytes,
+        content_type: bytes,
+        extra: list[Header] | None = None,
+    ) -> None:
+        headers = [
+            *self._headers,
+            *(extra or []),
+            (b"content-type", content_type),
+            (b"content-length", str(len(body)).encode()),
+        ]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+async def _body(receive: Receive) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ApiError(400, "the client went away before the request was complete")
+        part = message.get("body", b"")
+        size += len(part)
+        if size > MAX_BODY_BYTES:
+            raise ApiError(413, f"the request is longer than {MAX_BODY_BYTES} bytes")
+        parts.append(part)
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+async def _gather(stream: Stream) -> Delta:
+    """Return all of a sequence, once it has ended."""
+    total = Delta()
+    while total.end is None:
+        total.add(Delta.of(await stream.next()))
+    return total
+
+
+async def _forward(at: int, stream: Stream, events: asyncio.Queue[tuple[int, Delta]]) -> None:
+    """Pass on what comes of one sequence. A slow client lets updates gather, not queue up."""
+    end = None
+    while end is None:
+        delta = Delta.of(await stream.next())
+        end = delta.end
+        await events.put((at, delta))
+
+
+async def _send_event(send: Send, payload: bytes) -> None:
+    body = b"data: " + payload + b"\n\n"
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+def _failure(error: Exception | None, reason: FinishReason) -> ApiError | None:
+    if reason is FinishReason.ERROR:
+        code = "kv_transfer_failed" if isinstance(error, HandoverError) else "engine_failed"
+        return ApiError(500, str(error) if error is not None else "the engine failed", code=code)
+    if reason is FinishReason.ABORT:
+        return ApiError(
+            503, "the request was aborted by the engine", code="aborted", retry_after_s=1
+        )
+    return None
+
+
+def _raise_failure(error: Exception | None, reason: FinishReason) -> None:
+    failure = _failure(error, reason)
+    if failure is not None:
+        raise failure
+
+
+def _usage(call: Call, deltas: list[Delta]) -> dict[str, Any]:
+    completion = sum(len(delta.tokens) for delta in deltas)
+    ends = [delta.end for delta in deltas if delta.end is not None]
+    # Choices of one prompt share it: it is counted once, as the prompt tokens are.
+    per_prompt = max(1, len(call.requests) // max(1, _prompts(call)))
+    cached = sum(end.cached_tokens for end in ends[::per_prompt])
+    return usage(call.prompt_tokens, completion, cached)
+
+
+def _prompts(call: Call) -> int:
+    return sum(request.follows is None for request in call.requests)
+
+
+def _request_id(scope: Scope) -> str | None:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            return str(value.decode("latin-1"))[:128]
+    return None

@@ -1,0 +1,1 @@
+"""Moves KV blocks between workers: the connector interface, and TCP with shared memory."""

@@ -1,0 +1,256 @@
+"""KV blocks over TCP, or through shared memory where both ends are on one host.
+
+Sockets are driven directly, so that bytes land where they are wanted without a copy between.
+Invariant: each wait has a named deadline, and whatever ends a pull ends its connection, its
+segment and its task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from spinney.errors import BadInputError
+from spinney.kv.lease import Failure, Handle, HandoverError
+from spinney.kv.transfer import segment as shm
+from spinney.kv.transfer.connector import Pulled, PullRequest
+from spinney.kv.transfer.wire import (
+    VERSION,
+    Done,
+    Opened,
+    Pull,
+    Ready,
+    Refused,
+    expect,
+    receive_into,
+    send,
+)
+from spinney.log import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from numpy.typing import NDArray
+
+    from spinney.kv.transfer.connector import BlockSource
+
+CONNECT_TIMEOUT_S = 1.0
+"""A peer that has not accepted by then counts as dead."""
+ANSWER_TIMEOUT_S = 5.0
+"""A peer that accepted but does not answer: longer than any step its engine may be in."""
+TRANSFER_TIMEOUT_S = 30.0
+"""All the bytes have to be there by then."""
+MAX_CONCURRENT_PULLS = 32
+"""Pulls served at one time: each holds a copy of its blocks. More are refused as BUSY."""
+LISTEN_BACKLOG = 128
+
+log = get_logger("kv-transfer")
+
+
+class TcpConnector:
+    """Pulls over TCP. With *shared_memory* off, bytes always travel through the socket."""
+
+    def __init__(self, *, shared_memory: bool = True) -> None:
+        self._host = shm.host_identity() if shared_memory else ""
+
+    @asynccontextmanager
+    async def pull(self, host: str, port: int, request: PullRequest) -> AsyncIterator[Pulled]:
+        """Fetch blocks; see `Connector.pull`."""
+        sock = await _connect(host, port)
+        mapped: shm.Segment | None = None
+        try:
+            with _as_handover_errors(f"{host}:{port}"):
+                async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                    await send(sock, _pull_message(request, self._host))
+                    ready = await expect(sock, Ready)
+                async with asyncio.timeout(TRANSFER_TIMEOUT_S):
+                    mapped, data = await _fetch(sock, ready)
+            yield Pulled(data, ready.checksum, "tcp" if mapped is None else "shared-memory")
+            with contextlib.suppress(OSError):
+                await send(sock, Done(None))
+        except HandoverError as error:
+            with contextlib.suppress(OSError):
+                await send(sock, Done(error.failure))
+            raise
+        finally:
+            sock.close()
+            if mapped is not None:
+                del data
+                mapped.close()
+
+
+def _pull_message(request: PullRequest, host: str) -> Pull:
+    return Pull(
+        VERSION,
+        request.handle,
+        request.layout,
+        request.prompt,
+        request.first_block,
+        request.num_blocks,
+        host,
+    )
+
+
+async def _connect(host: str, port: int) -> socket.socket:
+    loop = asyncio.get_running_loop()
+    with _as_handover_errors(f"{host}:{port}"):
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            family, kind, protocol, _, address = found[0]
+            sock = socket.socket(family, kind, protocol)
+            try:
+                sock.setblocking(False)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                await loop.sock_connect(sock, address)
+            except BaseException:
+                sock.close()
+                raise
+            return sock
+
+
+async def _fetch(sock: socket.socket, ready: Ready) -> tuple[shm.Segment | None, NDArray[np.uint8]]:
+    if ready.segment is not None:
+        mapped = shm.attach(ready.segment, ready.num_bytes)
+        await send(sock, Opened(mapped is not None))
+        if mapped is not None:
+            return mapped, mapped.data
+    data = np.empty(ready.num_bytes, np.uint8)
+    await receive_into(sock, data)
+    return None, data
+
+
+@contextlib.contextmanager
+def _as_handover_errors(peer: str) -> Iterator[None]:
+    """Raise what the operating system reports as the HandoverError it means."""
+    try:
+        yield
+    except TimeoutError:
+        raise HandoverError(
+            Failure.TIMEOUT, f"{peer} did not answer in time; compute the prompt again"
+        ) from None
+    except OSError as error:
+        raise HandoverError(
+            Failure.UNREACHABLE, f"{peer}: {error}; compute the prompt again"
+        ) from None
+
+
+class TransferServer:
+    """Serves pulls of *source*'s blocks on ``host:port``; port 0 picks a free one."""
+
+    def __init__(self, source: BlockSource, host: str, port: int) -> None:
+        self._source = source
+        self._host = shm.host_identity()
+        self._pulls = 0
+        try:
+            self._listener = socket.create_server((host, port), backlog=LISTEN_BACKLOG)
+        except OSError as error:
+            raise BadInputError(
+                f"KV port {host}:{port} cannot be used: {error}; give a free one with --kv-port"
+            ) from None
+        self._listener.setblocking(False)
+        self.port: int = self._listener.getsockname()[1]
+
+    async def serve(self) -> None:
+        """Answer pulls until cancelled; then no connection and no segment is left."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.TaskGroup() as group:
+                while True:
+                    sock, _ = await loop.sock_accept(self._listener)
+                    group.create_task(self._connection(sock))
+        finally:
+            self._listener.close()
+
+    async def _connection(self, sock: socket.socket) -> None:
+        self._pulls += 1
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            async with asyncio.timeout(TRANSFER_TIMEOUT_S):
+                await self._serve_pull(sock)
+        except HandoverError as error:
+            log.info("pull refused", failure=str(error.failure), reason=str(error))
+            with contextlib.suppress(OSError):
+                await send(sock, Refused(error.failure, str(error)))
+        except (OSError, TimeoutError) as error:
+            log.warning("pull ended early", reason=repr(error))
+        finally:
+            self._pulls -= 1
+            sock.close()
+
+    async def _serve_pull(self, sock: socket.socket) -> None:
+        message = await expect(sock, Pull)
+        if message.version != VERSION:
+            raise HandoverError(
+                Failure.PROTOCOL, f"protocol {message.version} was asked for, this is {VERSION}"
+            )
+        if self._pulls > MAX_CONCURRENT_PULLS:
+            raise HandoverError(
+                Failure.BUSY, f"{MAX_CONCURRENT_PULLS} pulls are under way here already"
+            )
+        request = PullRequest(
+            Handle(message.handle),
+            message.layout,
+            message.prompt,
+            message.first_block,
+            message.num_blocks,
+        )
+        staging = _Staging(shared=bool(self._host) and message.host == self._host)
+        try:
+            total = await self._source.take(request, staging.allocate)
+            failure: str | None = Failure.UNREACHABLE
+            try:
+                failure = await _deliver(sock, staging, total)
+            finally:
+                self._source.ended(request, staging.num_bytes, failure)
+        finally:
+            staging.close()
+
+
+async def _deliver(sock: socket.socket, staging: _Staging, checksum: int) -> str | None:
+    loop = asyncio.get_running_loop()
+    await send(sock, Ready(staging.num_bytes, checksum, staging.segment_name))
+    inline = staging.segment_name is None or not (await expect(sock, Opened)).ok
+    staging.unlink()
+    if inline:
+        await loop.sock_sendall(sock, staging.data.data)
+    return (await expect(sock, Done)).failure
+
+
+class _Staging:
+    """Where the blocks of one pull are copied to: a segment, or memory of this process."""
+
+    def __init__(self, *, shared: bool) -> None:
+        self._shared = shared
+        self._segment: shm.Segment | None = None
+        self.data: NDArray[np.uint8] = np.empty(0, np.uint8)
+
+    @property
+    def num_bytes(self) -> int:
+        return int(self.data.nbytes)
+
+    @property
+    def segment_name(self) -> str | None:
+        return None if self._segment is None else self._segment.name
+
+    def allocate(self, num_bytes: int) -> NDArray[np.uint8]:
+        if self._shared and num_bytes:
+            self._segment = shm.create(num_bytes)
+        if self._segment is not None:
+            self.data = self._segment.data
+        else:
+            self.data = np.empty(num_bytes, np.uint8)
+        return self.data
+
+    def unlink(self) -> None:
+        if self._segment is not None:
+            self._segment.unlink()
+
+    def close(self) -> None:
+        self.data = np.empty(0, np.uint8)
+        if self._segment is not None:
+            self._segment.close()
