@@ -90,9 +90,7 @@ DECODING = Load(decode_requests=10, context_tokens=1000)
         pytest.param(
             ask(), view(["d0"]), Policy(), ("local-prefill", None, "d0"), id="no prefill worker"
         ),
-        pytest.param(
-            ask(), view(["b0"]), Policy(), ("aggregated", None, "b0"), id="one for both"
-        ),
+        pytest.param(ask(), view(["b0"]), Policy(), ("aggregated", None, "b0"), id="one for both"),
         pytest.param(
             ask(),
             view(["p0", "b0"]),

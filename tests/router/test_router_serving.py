@@ -368,7 +368,9 @@ def test_a_client_that_does_not_read_is_given_up():
             body = STREAM | {"max_tokens": 200_000}
             reader, writer = await asyncio.open_connection("127.0.0.1", world.server.port)
             sent = json.dumps(body | {"model": "m"}).encode()
-            head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(sent)}\r\n\r\n"
+            head = (
+                f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(sent)}\r\n\r\n"
+            )
             writer.write(head.encode() + sent)
             await reader.readline()
             reader._transport.pause_reading()

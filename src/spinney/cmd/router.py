@@ -191,6 +191,7 @@ def listen(host: str, port: int, unread_s: float) -> socket.socket:
 
     Its connections end when the client takes in nothing for *unread_s*.
     """
+    listener = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -201,7 +202,10 @@ def listen(host: str, port: int, unread_s: float) -> socket.socket:
         unread_ms = int(unread_s * 1000)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unread_ms)
         listener.bind(address)
+        listener.listen(BACKLOG)
     except OSError as error:
+        if listener is not None:
+            listener.close()
         used = error.errno == errno.EADDRINUSE
         advice = "; stop what listens there, or choose another --port" if used else ""
         raise SpinneyError(
