@@ -40,6 +40,8 @@ QUICK = Limits(
     probe_period_s=0.02,
 )
 PATIENCE_S = 5.0
+REPORT = '{"outcome":"pulled","bytes_pulled":4096,"seconds":0.25}'
+"""What a decode worker says of a hand-over in the last event before ``[DONE]``."""
 
 
 class AsgiServer:
@@ -239,6 +241,8 @@ class FakeWorker:
             await asyncio.sleep(0)  # After a disconnect, sending does not wait any more.
             choice = _choice(seen.path, word, 0, whole=False)
             await event(json.dumps(_envelope(self.model, [choice], seen.path)))
+        if seen.body.get("kv_transfer_params"):
+            await event('{"id":"x","choices":[],"kv_transfer_params":' + REPORT + "}")
         if (seen.body.get("stream_options") or {}).get("include_usage"):
             usage = {"prompt_tokens": 7, "completion_tokens": len(said), "total_tokens": 11}
             await event(json.dumps(_envelope(self.model, [], seen.path) | {"usage": usage}))

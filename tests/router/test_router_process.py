@@ -7,6 +7,7 @@ import json
 import signal
 import socket
 import sys
+from contextlib import suppress
 
 import aiohttp
 import pytest
@@ -94,7 +95,7 @@ def test_a_stalled_clients_connection_is_ended_by_the_kernel():
             ended = asyncio.Event()
 
             async def flood(_reader, writer):
-                with pytest.raises(OSError):  # noqa: PT011 - reset or timed out: it ends
+                with suppress(OSError):
                     while True:
                         writer.write(b"x" * 65536)
                         await writer.drain()

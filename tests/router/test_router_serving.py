@@ -172,8 +172,9 @@ def test_an_avoided_worker_gets_requests_again_after_its_back_off():
             world.prefill[0].fault, world.prefill[0].faults_left = 503, 1
             assert (await world.ask(STREAM)).mode == "local-prefill"
             async with asyncio.timeout(5):
-                while (await world.ask(STREAM)).mode != "disaggregated":
-                    await asyncio.sleep(0.01)
+                modes = []
+                while "disaggregated" not in modes:
+                    modes.append((await world.ask(STREAM)).mode)
 
     asyncio.run(main())
 
@@ -493,13 +494,16 @@ def test_what_can_be_read_and_what_not():
     assert statuses == [200, 200, 200, 404, 404]
     assert [model["id"] for model in models["data"]] == ["m"]
     steps = [step["what"] for step in story["steps"]]
-    assert steps == ["chosen", "prefilled", "first byte"]
+    assert steps == ["chosen", "prefilled", "first byte", "handed over"]
     choice = story["steps"][0]["fields"]["choice"]
     assert {c["worker"] for c in choice["candidates"]} == {"p0", "d0"}
     assert (story["outcome"], recent[0]["id"]) == ("ok", "r1")
     assert 'spinney_router_requests_total{outcome="ok",path="/v1/completions"} 1.0' in metrics
     assert 'spinney_router_workers{role="prefill",state="ready"} 1.0' in metrics
-    assert "spinney_router_streamed_events_total 6.0" in metrics
+    assert "spinney_router_streamed_events_total 7.0" in metrics
+    assert 'spinney_router_handovers_total{outcome="pulled"} 1.0' in metrics
+    assert "spinney_router_handover_bytes_total 4096.0" in metrics
+    assert "spinney_router_handover_seconds_total 0.25" in metrics
     assert wrong == 405
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter as Tally
-from contextlib import suppress
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -23,18 +22,16 @@ from prometheus_client.registry import Collector
 from spinney.router.workers import Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from prometheus_client import Metric
 
     from spinney.router.load import Ledger
+    from spinney.router.openai import HandoverReport
     from spinney.router.workers import Worker
 
-KV_BYTES = "x-spinney-kv-bytes"
-KV_MS = "x-spinney-kv-ms"
-"""Headers in which a decode worker may say how many KV bytes it fetched, in how long."""
-_LONG_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300)
-_SHORT_S = (0.0005, 0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.5, 1)
+_LONG_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300)
+_SHORT_S = (0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.5, 1)
 
 
 class FastHistogram:
@@ -98,13 +95,12 @@ class RouterMetrics(Collector):
         """Return nothing: the families are known when they are collected."""
         return []
 
-    def handover_reported(self, headers: Mapping[str, str]) -> None:
-        """Count what a decode worker says of the hand-over in its answer's *headers*."""
-        with suppress(KeyError, ValueError):
-            moved, took_ms = float(headers[KV_BYTES]), float(headers[KV_MS])
-            if moved >= 0 and took_ms >= 0:
-                self.handover_bytes.inc(moved)
-                self.handover_seconds.inc(took_ms / 1000)
+    def handover_ended(self, report: HandoverReport | None) -> None:
+        """Count a hand-over that was served, and what the decode worker says of it."""
+        self.handovers.labels(report.outcome if report else "served").inc()
+        if report is not None:
+            self.handover_bytes.inc(max(0, report.bytes_pulled))
+            self.handover_seconds.inc(max(0.0, report.seconds))
 
     def watch(self, workers: Callable[[], tuple[Worker, ...]]) -> None:
         """Report the workers that *workers* returns."""

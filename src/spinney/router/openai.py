@@ -160,6 +160,31 @@ def handle_of(answer: bytes) -> msgspec.Raw | None:
     return handle if handle and bytes(handle) not in (NULL, b"{}") else None
 
 
+class HandoverReport(msgspec.Struct):
+    """What a decode worker says at the end of an answer of the hand-over before it."""
+
+    outcome: str = ""
+    bytes_pulled: int = 0
+    seconds: float = 0.0
+
+
+_KV_MEMBER = b'"kv_transfer_params":{'
+_report = msgspec.json.Decoder(HandoverReport)
+
+
+def handover_report(end: bytes) -> HandoverReport | None:
+    """Return the report in the *end* of an answer, streamed or whole, if there is one."""
+    at = end.rfind(_KV_MEMBER)
+    stop = end.find(b"}", at)
+    if at < 0 or stop < 0:
+        return None
+    try:
+        found = _report.decode(end[at + len(_KV_MEMBER) - 1 : stop + 1])
+    except msgspec.DecodeError:
+        return None
+    return found if found.outcome else None
+
+
 # Errors
 
 

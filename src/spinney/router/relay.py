@@ -139,6 +139,8 @@ class EventRelay:
         self._most_held = most_held
         self.events = 0
         """Events sent so far."""
+        self.end = b""
+        """The last bytes sent: the last two chunks at least."""
 
     async def first(self) -> bytes:
         """Return the first bytes, a whole line at least; raise WorkerFailure."""
@@ -176,7 +178,7 @@ class EventRelay:
             now_s = watch.moved()
             whole, held = split_events(held + chunk if held else chunk)
             if whole:
-                last = whole
+                self.end, last = last + whole, whole
                 events = whole.count(_END)
                 if self.events and events:
                     metrics.itl.observe((now_s - before_s) / events, events)

@@ -257,7 +257,8 @@ class Serving:
             worker = served.decode
             async with _within(self._limits.response_deadline_s, worker, Stage.DECODE):
                 answered = await self._whole_answer(run, worker, Stage.DECODE, body)
-            self._first_byte(run, served, work, answered.headers)
+            self._first_byte(run, served, work)
+            self._handover_ended(run, served, answered.body)
             headers = _answer_headers(answered.headers) + served.headers(run.id)
             await self._send_whole(run, answered.status, headers, answered.body)
         return Outcome.OK
@@ -285,10 +286,11 @@ class Serving:
                 )
                 first = await relay.first()
             _raise_first_error(first, worker)
-            self._first_byte(run, served, work, answer.headers)
+            self._first_byte(run, served, work)
             head = [*_answer_headers(answer.headers), (b"cache-control", b"no-cache")]
             await run.reply.start(200, head + served.headers(run.id))
             await relay.run(first)
+            self._handover_ended(run, served, relay.end)
         finally:
             if answer is not None:
                 answer.close()
@@ -304,17 +306,22 @@ class Serving:
             raise WorkerFailure.refusal(worker, stage, answer.status, said, answer.headers)
         return _Answered(answer.status, answer.headers, said)
 
-    def _first_byte(self, run: Run, served: Served, work: Work, headers: Mapping[str, str]) -> None:
+    def _first_byte(self, run: Run, served: Served, work: Work) -> None:
         work.prefilled()
         worker = served.decode
         self._faults.succeeded(worker.name)
         self._index.record(worker.name, run.inbound.chunks)
-        if served.handover is not None:
-            self._metrics.handovers.labels("served").inc()
-            self._metrics.handover_reported(headers)
         ttft_s = _now() - run.came_s
         self._metrics.ttft.observe(ttft_s)
         self._note(run, "first byte", worker=worker.name, mode=served.mode.value)
+
+    def _handover_ended(self, run: Run, served: Served, end: bytes) -> None:
+        if served.handover is None:
+            return
+        report = openai.handover_report(end)
+        self._metrics.handover_ended(report)
+        if report is not None:
+            self._note(run, "handed over", report=report)
 
     # Failures
 
