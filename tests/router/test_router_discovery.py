@@ -15,8 +15,11 @@ from tests.router.fake_workers import QUICK, until
 from spinney.api import codec
 from spinney.api.core import Container, ContainerPort, Pod, PodSpec, PodStatus
 from spinney.api.meta import Condition, ObjectMeta
+from spinney.clock import SystemClock
+from spinney.ids import RandomIds
 from spinney.kube.client import KubeClient
 from spinney.kube.informer import Informer
+from spinney.local.apiserver.server import ApiServer
 from spinney.router.pods import WORKER_SELECTOR, PodWorkers, worker_of
 from spinney.router.table import WorkerTable
 from spinney.router.workers import Role, StaticWorkers, Worker
@@ -122,6 +125,38 @@ def test_workers_come_change_and_go_with_their_pods():
             await until(lambda: seen() == {"w1": False}, "it is gone")
             assert changes[-1] == source.workers()
             assert "role" in api.requests[0].query["labelSelector"]
+
+    asyncio.run(main())
+
+
+def test_the_embedded_server_tells_of_pods_from_creation_to_the_end():
+    async def main():
+        server = ApiServer(SystemClock(), RandomIds(random.Random(1)))
+        client = KubeClient(server)
+        labels = f"app=llm,{WORKER_SELECTOR}"
+        source = PodWorkers(Informer(client, Pod, "default", rng=random.Random(1), labels=labels))
+        watching = asyncio.create_task(source.run())
+
+        def seen():
+            return {worker.name: worker.available for worker in source.workers()}
+
+        for name, role in (("p", "prefill"), ("d", "decode"), ("r", "router")):
+            wanted = pod(name, role)
+            wanted.metadata.namespace, wanted.metadata.uid = "default", ""
+            wanted.metadata.finalizers = ["test/stay"]
+            await client.create(wanted)
+            await client.patch(
+                Pod, name, codec.to_dict(pod(name, role)) | {"metadata": {}, "spec": {}},
+                "default", subresource="status",
+            )  # fmt: skip
+        await until(lambda: seen() == {"p": True, "d": True}, "both are ready")
+        await client.delete(Pod, "p", "default")
+        await until(lambda: seen() == {"p": False, "d": True}, "one is terminating")
+        await client.patch(Pod, "p", {"metadata": {"finalizers": None}}, "default")
+        await until(lambda: seen() == {"d": True}, "it is gone")
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        await server.close()
 
     asyncio.run(main())
 
