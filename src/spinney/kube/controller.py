@@ -239,6 +239,8 @@ class Runtime:
                     group.create_task(informer.run(), name=f"informer-{kind.RESOURCE.name}")
                 for name, controller in self._controllers.items():
                     group.create_task(self._run_controller(controller), name=f"controller-{name}")
+                # Without this a runtime that has nothing to run yet would end.
+                await asyncio.get_running_loop().create_future()
         finally:
             self._group = None
 

@@ -142,11 +142,12 @@ class LeaderElector:
     async def _try_once(self) -> bool:
         """Take or renew the lease; return whether it is ours. Failures are logged."""
         try:
-            return await self._take_or_renew()
+            async with asyncio.timeout(self._renew_deadline_s):
+                return await self._take_or_renew()
         except (ConflictError, AlreadyExistsError):
             return False
-        except (ApiError, TransportError) as error:
-            log.warning("lease not reached", lease=self._name, error=str(error))
+        except (ApiError, TransportError, TimeoutError) as error:
+            log.warning("lease not reached", lease=self._name, error=str(error) or "no answer")
             return False
 
     async def _take_or_renew(self) -> bool:
