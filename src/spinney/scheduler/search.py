@@ -115,16 +115,22 @@ class _OutOfStepsError(Exception):
     """The bound of the pass is reached."""
 
 
-def place(session: Session, demand: Demand, topology: str = "") -> Outcome:
+def place(
+    session: Session, demand: Demand, topology: str = "", *, steps: int | None = None
+) -> Outcome:
     """Place all of *demand* on *session*, or nothing.
 
-    *topology* names the binding whose levels lie between preferred and required.
+    *topology* names the binding whose levels lie between preferred and required. *steps* bounds
+    both passes where the configuration is more patient.
     """
     start = session.statement.checkpoint()
-    greedy = _Pass(session, demand, topology, session.config.domain_steps, exhaustive=False)
+    config = session.config
+    domain_steps = config.domain_steps if steps is None else min(steps, config.domain_steps)
+    node_steps = config.node_steps if steps is None else min(steps, config.node_steps)
+    greedy = _Pass(session, demand, topology, domain_steps, exhaustive=False)
     outcome = greedy.run()
     if outcome == "gave up":
-        exhaustive = _Pass(session, demand, topology, session.config.node_steps, exhaustive=True)
+        exhaustive = _Pass(session, demand, topology, node_steps, exhaustive=True)
         outcome = exhaustive.run()
     if outcome != "placed":
         session.statement.rollback(start)

@@ -7,6 +7,7 @@ node changes.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -79,6 +80,7 @@ class Session:
         self._seen: dict[int, int] = {}
         """Class number to the length of the statement's touch log that its room reflects."""
         self._coupled: dict[int, bool] = {}
+        self._ignored: frozenset[str] = frozenset()
 
     # Classes
 
@@ -140,7 +142,7 @@ class Session:
         result = np.ones(len(self.layout), np.bool_)
         for name in self.config.filters:
             plugin = NODE_FILTERS.get(name)
-            if plugin is None:
+            if plugin is None or name in self._ignored:
                 continue
             at = (name, shape)
             found = self.layout.room_by_shape.get(at)
@@ -183,6 +185,32 @@ class Session:
                 np.minimum(room, plugin.room(self, cls, rows), out=room)
         return room
 
+    @contextlib.contextmanager
+    def ignoring(self, name: str) -> Iterator[None]:
+        """Answer as if the node filter *name*, or pod affinity, did not exist."""
+        ignored, self._ignored = self._ignored, self._ignored | {name}
+        self._forget_room()
+        try:
+            yield
+        finally:
+            self._ignored = ignored
+            self._forget_room()
+
+    @contextlib.contextmanager
+    def without_leaving(self) -> Iterator[None]:
+        """Answer as if the pods that are being deleted were gone."""
+        self.idle += self.snapshot.leaving
+        self._forget_room()
+        try:
+            yield
+        finally:
+            self.idle -= self.snapshot.leaving
+            self._forget_room()
+
+    def _forget_room(self) -> None:
+        self._room.clear()
+        self._seen.clear()
+
     def score(self, cls: PodClass, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the weighted sum of all scores for *rows*."""
         total = np.zeros(len(rows))
@@ -218,7 +246,7 @@ class Session:
 
     def coupled(self, cls: PodClass) -> bool:
         """Tell whether where other pods are decides where pods of *cls* may go."""
-        if not self._terms:
+        if not self._terms or "pod-affinity" in self._ignored:
             return False
         found = self._coupled.get(cls.number)
         if found is None:

@@ -195,20 +195,20 @@ def fewest_domains(session: Session, demand: Demand, rows: Ints, key: str) -> In
     one: then the tightest such.
     """
     part = split(session.layout, rows, key)
-    capacity = _capacity(session, demand, part)
+    shares = capacity(session, demand, part)
     held = _held_count(session, demand, part)
     left, chosen = 1.0, []
     for domain in np.lexsort((np.arange(part.count), -held)):
         if held[domain] > 0:
             chosen.append(int(domain))
-            left -= capacity[domain]
-    rest = [int(d) for d in np.lexsort((np.arange(part.count), -capacity)) if int(d) not in chosen]
+            left -= shares[domain]
+    rest = [int(d) for d in np.lexsort((np.arange(part.count), -shares)) if int(d) not in chosen]
     while rest:
-        fitting = [d for d in rest if capacity[d] >= left - _EPSILON]
+        fitting = [d for d in rest if shares[d] >= left - _EPSILON]
         take = fitting[-1] if fitting and left > _EPSILON else rest[0]
         chosen.append(take)
         rest.remove(take)
-        left -= capacity[take]
+        left -= shares[take]
         if left <= _EPSILON:
             chosen += rest
             break
@@ -219,14 +219,12 @@ def fewest_domains(session: Session, demand: Demand, rows: Ints, key: str) -> In
     return rank
 
 
-def _capacity(session: Session, demand: Demand, part: Partition) -> Floats:
+def capacity(session: Session, demand: Demand, part: Partition) -> Floats:
     """Return what share of *demand* each domain could take."""
-    capacity = np.full(part.count, np.inf)
+    share = np.full(part.count, np.inf)
     for cls, count in demand.totals:
         room = np.minimum(session.room_bound(cls)[part.rows], count)
-        np.minimum(capacity, part.sums(room) / count, out=capacity)
+        np.minimum(share, part.sums(room) / count, out=share)
     if len(demand.totals) > 1:
-        np.minimum(
-            capacity, 1.0 / np.maximum(tightness(session, demand, part), _EPSILON), out=capacity
-        )
-    return capacity
+        np.minimum(share, 1.0 / np.maximum(tightness(session, demand, part), _EPSILON), out=share)
+    return share

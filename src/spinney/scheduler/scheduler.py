@@ -1,0 +1,189 @@
+"""The scheduler as a reconciler of one key: the cluster.
+
+Informers feed the cache; any change that may matter makes a cycle due, a little later, so that a
+burst of changes is one cycle. A cycle takes a snapshot, decides (`spinney.scheduler.cycle`), binds,
+and writes down what did not fit. It is level-based: after a restart the cache is filled from the
+API, pods that have a node are simply there, and the first cycle goes on where the last one stopped.
+
+One cycle runs at a time, and it ends when its bindings are answered.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+from spinney.api import names
+from spinney.api.core import Node, Pod, PriorityClass
+from spinney.api.grove import ClusterTopologyBinding
+from spinney.api.meta import KubeObject
+from spinney.api.podgang import PodGang
+from spinney.log import get_logger
+from spinney.scheduler.binder import Binder
+from spinney.scheduler.cache import Cache
+from spinney.scheduler.config import SchedulerConfig
+from spinney.scheduler.cycle import CycleResult, run_cycle
+from spinney.scheduler.session import Session
+from spinney.scheduler.status import StatusWriter
+from spinney.scheduler.topology.placement_score import placement_score
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from spinney.kube.controller import Controller, Runtime
+    from spinney.kube.events import EventRecorder
+    from spinney.kube.informer import Change
+    from spinney.scheduler.gangs import Gang
+    from spinney.scheduler.verdict import Binding, Verdict
+
+DEBOUNCE_S = 0.02
+"""How long a cycle waits for further changes after the first."""
+RETRY_S = 1.0
+"""When to try again after bindings failed, if nothing else makes a cycle due."""
+
+KEY = "cluster"
+
+K = TypeVar("K", bound=KubeObject)
+
+log = get_logger("scheduler")
+
+
+class Scheduler:
+    """The shell around the decisions. Made by `spinney.scheduler.setup.register`."""
+
+    def __init__(
+        self, runtime: Runtime, events: EventRecorder, config: SchedulerConfig | None = None
+    ) -> None:
+        self._config = config or SchedulerConfig()
+        self._cache = Cache()
+        self._binder = Binder(runtime.client, self._cache)
+        self._status = StatusWriter(runtime.client, runtime.clock, events)
+        self._verdicts: Mapping[str, Verdict] = {}
+        self._unsettled: set[str] = set()
+        """Gangs of which something changed since their condition was looked at."""
+        self._due = False
+        self._pods = runtime.informer(Pod)
+        self._gangs = runtime.informer(PodGang)
+        self._controller: Controller = runtime.controller("scheduler", self)
+        self._watch(runtime)
+
+    def _watch(self, runtime: Runtime) -> None:
+        self._pods.add_handler(self._pod_changed)
+        self._gangs.add_handler(self._gang_changed)
+        cache = self._cache
+        runtime.informer(Node).add_handler(self._feed(cache.set_node, cache.remove_node))
+        runtime.informer(PriorityClass).add_handler(
+            self._feed(cache.set_priority_class, cache.remove_priority_class)
+        )
+        runtime.informer(ClusterTopologyBinding).add_handler(
+            self._feed(cache.set_topology, cache.remove_topology)
+        )
+
+    # What changes
+
+    def _feed(
+        self, put: Callable[[K], None], remove: Callable[[str], None]
+    ) -> Callable[[Change[K]], None]:
+        """Return a handler that passes changes on to the cache, for kinds of the cluster."""
+
+        def changed(change: Change[K]) -> None:
+            version = self._cache.room_version
+            if change.new is not None:
+                put(change.new)
+            else:
+                remove(change.object.name)
+            if self._cache.room_version != version and self._cache.pending:
+                self._make_due()
+
+        return changed
+
+    def _pod_changed(self, change: Change[Pod]) -> None:
+        pod = change.object
+        before = self._cache.pod(pod.key)
+        confirmed = self._cache.confirmed(pod.key)
+        if change.new is not None:
+            self._cache.set_pod(change.new)
+        else:
+            self._cache.remove_pod(pod.key)
+        after = self._cache.pod(pod.key)
+        if after is None or after.state != "pending":
+            self._status.forget_pod(pod.metadata.uid)
+        if before == after and confirmed == self._cache.confirmed(pod.key):
+            return
+        gang = pod.labels.get(names.POD_GANG)
+        if gang:
+            self._unsettled.add(f"{pod.namespace}/{gang}")
+        self._make_due()
+
+    def _gang_changed(self, change: Change[PodGang]) -> None:
+        gang = change.object
+        if change.new is None:
+            self._cache.remove_gang(gang.key)
+            return
+        self._cache.set_gang(change.new)
+        self._unsettled.add(gang.key)
+        if change.old is None or change.old.spec != change.new.spec:
+            self._make_due()
+
+    def _make_due(self) -> None:
+        if not self._due:
+            self._due = True
+            self._controller.enqueue(KEY, DEBOUNCE_S)
+
+    # A cycle
+
+    async def reconcile(self, key: str) -> None:
+        """Run one cycle. Whatever it raises makes the next one come after a back-off."""
+        self._due = False
+        if self._cache.pending:
+            snapshot = self._cache.snapshot()
+            result = run_cycle(snapshot, self._config, self._verdicts)
+            self._verdicts = result.verdicts
+            if result.bindings:
+                await self._bind(result)
+            await self._tell_unplaced(result)
+        await self._settle()
+
+    async def _bind(self, result: CycleResult) -> None:
+        gangs = {binding.gang for binding in result.bindings}
+        log.info("gangs placed", gangs=len(gangs), pods=len(result.bindings))
+        failed: list[Binding] = await self._binder.bind(result.bindings)
+        if failed:
+            self._due = True
+            self._controller.enqueue(KEY, RETRY_S)
+
+    async def _tell_unplaced(self, result: CycleResult) -> None:
+        for verdict in result.verdicts.values():
+            if verdict.kind == "waiting" or not verdict.left:
+                continue
+            gang = self._gangs.get_key(verdict.gang)
+            if gang is not None and verdict.kind == "unplaced":
+                await self._status.gang_unplaced(gang, verdict.reason)
+            for key in verdict.left:
+                pod = self._pods.get_key(key)
+                if pod is not None and not pod.spec.node_name:
+                    await self._status.pod_unplaced(pod, verdict.reason, report=gang is None)
+
+    async def _settle(self) -> None:
+        """Write the condition of gangs whose minimum the API confirms to be on nodes."""
+        unsettled, self._unsettled = sorted(self._unsettled), set()
+        trees = {key: tree for key in unsettled if (tree := self._cache.judge(key)) is not None}
+        standing = {key: tree for key, tree in trees.items() if self._confirmed(tree)}
+        if not standing:
+            return
+        session = Session(self._cache.snapshot(), self._config)
+        for key, tree in standing.items():
+            gang = self._gangs.get_key(key)
+            if gang is not None:
+                await self._status.gang_placed(
+                    gang, placement_score(session, tree), _placed_text(tree)
+                )
+
+    def _confirmed(self, gang: Gang) -> bool:
+        leaves = list(gang.root.leaves())
+        pods = [pod for leaf in leaves for pod in leaf.active]
+        return bool(pods) and gang.satisfied and all(self._cache.confirmed(pod.key) for pod in pods)
+
+
+def _placed_text(gang: Gang) -> str:
+    pods = [pod for leaf in gang.root.leaves() for pod in leaf.active]
+    return f"placed {len(pods)} pods on {len({pod.node for pod in pods})} nodes"
