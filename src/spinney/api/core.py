@@ -329,6 +329,23 @@ class ServiceAccount(KubeObject):
     )
 
 
+class Role(KubeObject):
+    """What its holders may do in its namespace."""
+
+    RESOURCE: ClassVar[Resource] = Resource("rbac.authorization.k8s.io", "v1", "Role", "roles")
+    rules: list[dict[str, Any]] = []
+
+
+class RoleBinding(KubeObject):
+    """Who holds a role."""
+
+    RESOURCE: ClassVar[Resource] = Resource(
+        "rbac.authorization.k8s.io", "v1", "RoleBinding", "rolebindings"
+    )
+    subjects: list[dict[str, Any]] = []
+    role_ref: dict[str, Any] = {}
+
+
 class ObjectReference(ApiStruct):
     """Names another object."""
 

@@ -1,0 +1,140 @@
+"""What to do about the pods of one clique: create, release, replace, remove.
+
+At no time do more live pods than the target exist because of an action, and no two live pods of a
+clique have the same index. A pod's gate opens only when its gang lists the pod, and the pod
+of a scaled gang waits for the base gang to be scheduled first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from spinney.api import names
+from spinney.clock import parse_rfc3339
+from spinney.controllers.identity import index_label
+from spinney.controllers.pod_state import (
+    is_finished,
+    is_gated,
+    is_live,
+    is_ready,
+    is_scheduled,
+)
+from spinney.controllers.template import clique_count
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from spinney.api.core import Pod
+    from spinney.api.grove import PodClique
+
+
+@dataclass(frozen=True, slots=True)
+class CreatePod:
+    """Make the pod of an index."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeletePod:
+    """Remove a pod, and why."""
+
+    pod: Pod
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class OpenGate:
+    """Let the scheduler see a pod."""
+
+    pod: Pod
+
+
+Action = CreatePod | DeletePod | OpenGate
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What there is of a clique."""
+
+    pods: Sequence[Pod]
+    """All pods the clique controls, also those that end or have ended."""
+    listed: frozenset[str]
+    """Names of the pods that the gang lists."""
+    base_scheduled: bool
+    """Whether the gang that has to be scheduled first is; true where there is none."""
+    may_replace_finished: bool
+    """Whether the back-off after pods that ended is over."""
+
+
+def decide(clique: PodClique, seen: Observation) -> list[Action]:
+    """Return the actions that bring the clique's pods to where its spec wants them.
+
+    Empty when they are there, or when they have to wait: for the gang, or for the back-off.
+    """
+    if clique.deleting:
+        return []
+    finished = [pod for pod in seen.pods if is_finished(pod) and not pod.deleting]
+    live = [pod for pod in seen.pods if is_live(pod)]
+    target = clique_count(clique).target
+    actions: list[Action] = []
+    kept = finished
+    if seen.may_replace_finished or len(live) >= target:
+        actions += [DeletePod(pod, "it has ended") for pod in sorted(finished, key=_by_name)]
+        kept = []
+    surplus = len(live) - target
+    if surplus > 0:
+        revision = clique.labels.get(names.POD_TEMPLATE_HASH, "")
+        leaving = removal_order(live, revision)[:surplus]
+        actions += [DeletePod(pod, "the clique was scaled in") for pod in leaving]
+        staying = {pod.metadata.uid for pod in leaving}
+        live = [pod for pod in live if pod.metadata.uid not in staying]
+    missing = target - len(live) - len(kept)
+    actions += [CreatePod(index) for index in free_indices([*live, *kept], missing)]
+    actions += [OpenGate(pod) for pod in sorted(live, key=_by_name) if _may_open(pod, seen)]
+    return actions
+
+
+def free_indices(pods: Iterable[Pod], wanted: int) -> list[int]:
+    """Return the *wanted* lowest pod indices that none of *pods* has."""
+    taken = {index_label(pod.labels, names.POD_INDEX) for pod in pods}
+    found: list[int] = []
+    index = 0
+    while len(found) < wanted:
+        if index not in taken:
+            found.append(index)
+        index += 1
+    return found
+
+
+def removal_order(pods: Iterable[Pod], revision: str) -> list[Pod]:
+    """Return *pods* in the order in which they are given up: those with least to lose first.
+
+    Without a node before with one; pending, then unknown, then running; not ready before ready;
+    of another revision before of *revision*; newer before older.
+    """
+
+    def rank(pod: Pod) -> tuple[object, ...]:
+        phases = {"": 0, "Pending": 0, "Unknown": 1}
+        created = pod.metadata.creation_timestamp
+        return (
+            is_scheduled(pod),
+            phases.get(pod.status.phase, 2),
+            is_ready(pod),
+            pod.labels.get(names.POD_TEMPLATE_HASH) == revision,
+            -(parse_rfc3339(created) if created else 0.0),
+            # Of pods of one second the highest index goes, so that indices stay dense.
+            -(index_label(pod.labels, names.POD_INDEX) or 0),
+            pod.name,
+        )
+
+    return sorted(pods, key=rank)  # type: ignore[arg-type]  # Tuples of equal shape compare.
+
+
+def _may_open(pod: Pod, seen: Observation) -> bool:
+    return is_gated(pod) and pod.name in seen.listed and seen.base_scheduled
+
+
+def _by_name(pod: Pod) -> str:
+    return pod.name

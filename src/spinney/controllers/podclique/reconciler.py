@@ -1,0 +1,243 @@
+"""Brings the pods of a clique to where `decide` wants them, and reports.
+
+Writes of one pod from its creation to its release: the creation and the removal of the gate.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from spinney.api import codec, names
+from spinney.api.core import Pod
+from spinney.api.grove import LastError, PodClique
+from spinney.clock import rfc3339
+from spinney.controllers import actions, gangs
+from spinney.controllers.pacing import Pacer
+from spinney.controllers.pod_state import is_finished, is_ready, why_not_ready
+from spinney.controllers.podclique.backoff import ReplacementBackoff
+from spinney.controllers.podclique.decide import (
+    CreatePod,
+    DeletePod,
+    Observation,
+    OpenGate,
+    decide,
+)
+from spinney.controllers.podclique.pod import WAIT_IMAGE, build_pod
+from spinney.controllers.podclique.status import clique_status
+from spinney.controllers.podclique.unseen import UnseenWrites
+from spinney.controllers.template import clique_count
+from spinney.kube.controller import Result
+from spinney.kube.errors import ConflictError, InvalidError, NotFoundError
+from spinney.kube.transport import JSON_PATCH
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from spinney.clock import Clock
+    from spinney.controllers.podclique.decide import Action
+    from spinney.controllers.world import World
+    from spinney.kube.client import KubeClient
+    from spinney.kube.events import EventRecorder
+
+RECHECK_UNSEEN_S = 30.0
+
+
+class PodCliqueReconciler:
+    """Reconciles PodCliques by ``namespace/name``."""
+
+    def __init__(
+        self,
+        client: KubeClient,
+        world: World,
+        clock: Clock,
+        events: EventRecorder,
+        *,
+        wait_image: str = WAIT_IMAGE,
+    ) -> None:
+        self._client = client
+        self._world = world
+        self._clock = clock
+        self._events = events
+        self._wait_image = wait_image
+        self._unseen = UnseenWrites(world.pods, clock)
+        self._pacer = Pacer(clock)
+        self._backoff = ReplacementBackoff(clock)
+        self._uids: dict[str, str] = {}
+
+    async def reconcile(self, key: str) -> Result | None:
+        """Bring the pods of one clique one step closer to its spec; write its status."""
+        clique = self._world.cliques.get_key(key)
+        if clique is None or self._uids.get(key, clique.metadata.uid) != clique.metadata.uid:
+            self._forget(key)
+        if clique is None or clique.deleting:
+            return None
+        uid = clique.metadata.uid
+        self._uids[key] = uid
+        await self._unseen.recheck(self._client, uid)
+        pods = self._pods(clique)
+        finished = [pod for pod in pods if is_finished(pod) and not pod.deleting]
+        backoff_s = self._backoff.wait_s(key, (pod.metadata.uid for pod in finished))
+        todo = decide(clique, self._observe(clique, pods, backoff_s))
+        errors = await self._perform(clique, todo)
+        pods = self._pods(clique)
+        if pods and all(map(is_ready, pods)) and len(pods) >= clique_count(clique).target:
+            self._backoff.succeeded(key)
+        status_s = await self._report(key, clique, pods, errors)
+        if errors:
+            raise errors[0]
+        waits = [s for s in (status_s, backoff_s if finished else None) if s]
+        return Result(min(waits)) if waits else None
+
+    def _forget(self, key: str) -> None:
+        self._unseen.forget(self._uids.pop(key, ""))
+        self._pacer.forget(key)
+        self._backoff.succeeded(key)
+
+    def _pods(self, clique: PodClique) -> list[Pod]:
+        known = self._world.owned(self._world.pods, clique)
+        return self._unseen.apply(clique.metadata.uid, known.values())
+
+    def _observe(self, clique: PodClique, pods: Sequence[Pod], backoff_s: float) -> Observation:
+        gang = self._world.gangs.get(clique.labels.get(names.POD_GANG, ""), clique.namespace)
+        groups = gang.spec.pod_groups if gang is not None and not gang.deleting else []
+        listed = {
+            ref.name for group in groups if group.name == clique.name for ref in group.pod_references
+        }
+        return Observation(
+            pods=pods,
+            listed=frozenset(listed),
+            base_scheduled=self._base_scheduled(clique),
+            may_replace_finished=backoff_s <= 0,
+        )
+
+    def _base_scheduled(self, clique: PodClique) -> bool:
+        base = clique.labels.get(names.BASE_POD_GANG)
+        if base is None:
+            return True
+        gang = self._world.gangs.get(base, clique.namespace)
+        if gang is None:
+            return False
+        return gangs.is_gang_scheduled(gang, self._world.pods_of_gang(gang.key))
+
+    def _waits_for(self, clique: PodClique) -> list[tuple[str, int]] | None:
+        """Return the parents with how many ready pods of each to wait for; None if one is missing.
+
+        A missing parent is about to be made, and its appearance brings the clique back here.
+        """
+        found = []
+        for name in clique.spec.starts_after:
+            parent = self._world.cliques.get(name, clique.namespace)
+            if parent is None:
+                return None
+            if needed := clique_count(parent).needed:
+                found.append((name, needed))
+        return found
+
+    async def _perform(self, clique: PodClique, todo: Sequence[Action]) -> list[Exception]:
+        leaving = [action for action in todo if isinstance(action, DeletePod)]
+        indices = [action.index for action in todo if isinstance(action, CreatePod)]
+        gated = [action.pod for action in todo if isinstance(action, OpenGate)]
+        errors = await self._delete(clique, leaving)
+        if not errors:
+            errors += await self._create(clique, indices)
+        errors += await self._open(gated)
+        return errors
+
+    async def _create(self, clique: PodClique, indices: Sequence[int]) -> list[Exception]:
+        if not indices:
+            return []
+        waits_for = self._waits_for(clique)
+        if waits_for is None:
+            return []
+
+        async def create(index: int) -> str:
+            body = build_pod(clique, index, waits_for, wait_image=self._wait_image)
+            made = await self._client.create(body, resource=Pod.RESOURCE)
+            pod = codec.from_dict(Pod, made)
+            self._unseen.created(pod)
+            return pod.name
+
+        made, errors = await actions.in_batches([_bound(create, index) for index in indices])
+        if made:
+            message = f"created {len(made)} pods: {', '.join(made)}"
+            self._events.event(clique, "Normal", "PodCreateSuccessful", message)
+        if errors:
+            message = f"cannot create pods: {errors[0]}"
+            self._events.event(clique, "Warning", "PodCreateFailed", message)
+        return errors
+
+    async def _delete(self, clique: PodClique, leaving: Sequence[DeletePod]) -> list[Exception]:
+        async def delete(action: DeletePod) -> DeletePod:
+            await actions.delete(self._client, action.pod)
+            self._unseen.deleted(action.pod)
+            return action
+
+        gone, errors = await actions.in_batches([_bound(delete, action) for action in leaving])
+        for action in gone:
+            pod = action.pod
+            message = f"deleted pod {pod.name}: {action.reason}; it {why_not_ready(pod) or 'served'}"
+            kind = "PodDeleteSuccessful"
+            self._events.event(clique, "Warning" if is_finished(pod) else "Normal", kind, message)
+        if errors:
+            self._events.event(
+                clique, "Warning", "PodDeleteFailed", f"cannot delete pods: {errors[0]}"
+            )
+        return errors
+
+    async def _open(self, gated: Sequence[Pod]) -> list[Exception]:
+        async def open_gate(pod: Pod) -> None:
+            try:
+                await self._client.patch(
+                    Pod, pod.name, _without_gate(pod), pod.namespace, content_type=JSON_PATCH
+                )
+            except (NotFoundError, ConflictError, InvalidError):
+                # The pod has changed or gone; its next event brings its clique back here.
+                return
+            self._unseen.opened(pod)
+
+        _, errors = await actions.in_batches([_bound(open_gate, pod) for pod in gated])
+        return errors
+
+    async def _report(
+        self, key: str, clique: PodClique, pods: Sequence[Pod], errors: Sequence[Exception]
+    ) -> float | None:
+        """Write the status when it is due; return the seconds until it will be."""
+        now = rfc3339(self._clock.now())
+        status = clique_status(clique, pods, _last_errors(clique, errors, now), now)
+        patch = actions.status_patch(clique, msgspec.structs.replace(clique, status=status))
+        wait_s = self._pacer.wait_s(key, changed=bool(patch))
+        if wait_s == 0.0:
+            lost = clique.status.scheduled_replicas > 0 and status.scheduled_replicas == 0
+            if lost and clique_count(clique).target > 0:
+                message = "none of the clique's pods has a node any more"
+                self._events.event(clique, "Warning", "AllScheduledReplicasLost", message)
+            await self._client.patch(
+                PodClique, clique.name, patch, clique.namespace, subresource="status"
+            )
+        return wait_s
+
+
+def _bound(function, argument):  # type: ignore[no-untyped-def]
+    return lambda: function(argument)
+
+
+def _without_gate(pod: Pod) -> list[dict[str, str]]:
+    """Return the JSON patch that removes our gate and nothing else, and fails if it is not there."""
+    place = [gate.name for gate in pod.spec.scheduling_gates].index(names.POD_GANG_GATE)
+    path = f"/spec/schedulingGates/{place}"
+    return [
+        {"op": "test", "path": f"{path}/name", "value": names.POD_GANG_GATE},
+        {"op": "remove", "path": path},
+    ]
+
+
+def _last_errors(clique: PodClique, errors: Sequence[Exception], now: str) -> list[LastError]:
+    """Return failures for the status; one that is there already keeps the time it has."""
+    known = {error.description: error for error in clique.status.last_errors}
+    found = []
+    for text in sorted({str(error) or repr(error) for error in errors}):
+        fresh = LastError(code="ERR_SYNC_PODS", description=text, observed_at=now)
+        found.append(known.get(text, fresh))
+    return found

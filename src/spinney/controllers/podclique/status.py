@@ -1,0 +1,119 @@
+"""What a clique reports: counts, and whether it is scheduled and available, and if not, why.
+
+A pod that still starts is no breach: loading a model takes minutes. One that has come up
+and does not serve is, and so is one whose container ended with an error.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from spinney.api import names, selectors
+from spinney.api.meta import Condition, with_condition
+from spinney.controllers.pod_state import (
+    exited_with_error,
+    is_gated,
+    is_live,
+    is_ready,
+    is_scheduled,
+    started_but_not_ready,
+    why_not_ready,
+)
+from spinney.controllers.template import clique_count
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from spinney.api.core import Pod
+    from spinney.api.grove import LastError, PodClique, PodCliqueStatus
+
+MIN_AVAILABLE_BREACHED = "MinAvailableBreached"
+SCHEDULED = "PodCliqueScheduled"
+_NAMED_PODS = 3
+"""Pods that a message tells of one by one."""
+
+
+def clique_status(
+    clique: PodClique, pods: Sequence[Pod], errors: list[LastError], now: str
+) -> PodCliqueStatus:
+    """Return the clique's status from its *pods*; *now* dates conditions that change."""
+    live = [pod for pod in pods if is_live(pod)]
+    revision = clique.labels.get(names.POD_TEMPLATE_HASH, "")
+    updated = sum(pod.labels.get(names.POD_TEMPLATE_HASH) == revision for pod in live)
+    conditions = clique.status.conditions
+    for condition in (_breached(clique, live), _scheduled(clique, live)):
+        conditions = with_condition(conditions, condition, now)
+    current = clique.status.current_pod_template_hash
+    return msgspec.structs.replace(
+        clique.status,
+        observed_generation=clique.metadata.generation,
+        replicas=len(live),
+        ready_replicas=sum(map(is_ready, live)),
+        scheduled_replicas=sum(map(is_scheduled, live)),
+        schedule_gated_replicas=sum(map(is_gated, live)),
+        updated_replicas=updated,
+        hpa_pod_selector=_selector(clique),
+        conditions=conditions,
+        last_errors=errors,
+        current_pod_template_hash=revision if updated == len(live) else current,
+    )
+
+
+def _breached(clique: PodClique, live: Sequence[Pod]) -> Condition:
+    needed = clique_count(clique).needed
+    ready = sum(map(is_ready, live))
+    scheduled = [pod for pod in live if is_scheduled(pod)]
+    broken = [pod for pod in scheduled if not is_ready(pod) and _is_broken(pod)]
+    message = f"{ready} of {needed} needed pods are ready{_reasons(live)}"
+    if len(scheduled) < needed:
+        return _condition(
+            MIN_AVAILABLE_BREACHED, "True", "ScheduledReplicasBelowMinAvailable", message
+        )
+    if len(scheduled) - len(broken) < needed:
+        return _condition(MIN_AVAILABLE_BREACHED, "True", "InsufficientReadyPods", message)
+    return _condition(MIN_AVAILABLE_BREACHED, "False", "SufficientReadyPods", message)
+
+
+def _is_broken(pod: Pod) -> bool:
+    return exited_with_error(pod) or started_but_not_ready(pod)
+
+
+def _scheduled(clique: PodClique, live: Sequence[Pod]) -> Condition:
+    needed = clique_count(clique).needed
+    scheduled = sum(map(is_scheduled, live))
+    enough = scheduled >= needed
+    return _condition(
+        SCHEDULED,
+        "True" if enough else "False",
+        "SufficientScheduledPods" if enough else "InsufficientScheduledPods",
+        f"{scheduled} of {needed} needed pods have a node",
+    )
+
+
+def _condition(kind: str, status: str, reason: str, message: str) -> Condition:
+    return Condition(type=kind, status=status, reason=reason, message=message)
+
+
+def _reasons(live: Sequence[Pod]) -> str:
+    """Say of the first few pods that are not ready what they wait for."""
+    waiting = [(pod, why) for pod in live if (why := why_not_ready(pod))]
+    if not waiting:
+        return ""
+    named = "; ".join(f"{pod.name} {why}" for pod, why in waiting[:_NAMED_PODS])
+    more = len(waiting) - _NAMED_PODS
+    return f": {named}" + (f"; and {more} more" if more > 0 else "")
+
+
+def _selector(clique: PodClique) -> str:
+    """Return the selector autoscalers read; members of a scaling group scale with the group."""
+    if names.SCALING_GROUP in clique.labels:
+        return ""
+    return selectors.format_labels(
+        {
+            names.MANAGED_BY: names.OPERATOR,
+            names.PART_OF: clique.labels.get(names.PART_OF, ""),
+            names.POD_CLIQUE: clique.name,
+        }
+    )

@@ -1,0 +1,136 @@
+"""The informers that the reconcilers read, and the questions they ask of them.
+
+All look-ups are by index: by who controls an object, or by a label. What they return is for reading.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+from spinney.api import names
+from spinney.api.core import Pod, Role, RoleBinding, Service
+from spinney.api.grove import (
+    ClusterTopologyBinding,
+    PodClique,
+    PodCliqueScalingGroup,
+    PodCliqueSet,
+)
+from spinney.api.podgang import PodGang
+from spinney.controllers import identity, topology
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from spinney.api.meta import KubeObject
+    from spinney.controllers.topology import Keys
+    from spinney.kube.controller import Runtime
+    from spinney.kube.informer import Informer
+
+T = TypeVar("T", bound="KubeObject")
+
+MANAGED = f"{names.MANAGED_BY}={names.OPERATOR}"
+
+_OWNER = "controllers/owner"
+_SET = "controllers/set"
+_GANG = "controllers/gang"
+_BASE_GANG = "controllers/base-gang"
+_PARENT = "controllers/starts-after"
+_TOPOLOGY = "controllers/topology"
+
+
+class World:
+    """Copies of all objects the controllers read."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.sets: Informer[PodCliqueSet] = runtime.informer(PodCliqueSet)
+        self.bindings: Informer[ClusterTopologyBinding] = runtime.informer(ClusterTopologyBinding)
+        self.cliques: Informer[PodClique] = runtime.informer(PodClique, labels=MANAGED)
+        self.groups: Informer[PodCliqueScalingGroup] = runtime.informer(
+            PodCliqueScalingGroup, labels=MANAGED
+        )
+        self.gangs: Informer[PodGang] = runtime.informer(PodGang, labels=MANAGED)
+        self.pods: Informer[Pod] = runtime.informer(Pod, labels=MANAGED)
+        self.services: Informer[Service] = runtime.informer(Service, labels=MANAGED)
+        self.roles: Informer[Role] = runtime.informer(Role, labels=MANAGED)
+        self.role_bindings: Informer[RoleBinding] = runtime.informer(RoleBinding, labels=MANAGED)
+        self._index()
+
+    def _index(self) -> None:
+        self.sets.add_index(_TOPOLOGY, _topology_of)
+        for informer in (self.services, self.roles, self.role_bindings):
+            informer.add_index(_OWNER, _owner_of)
+        self.cliques.add_index(_OWNER, _owner_of)
+        self.groups.add_index(_OWNER, _owner_of)
+        self.gangs.add_index(_OWNER, _owner_of)
+        self.pods.add_index(_OWNER, _owner_of)
+        self.cliques.add_index(_GANG, _one(identity.gang_key))
+        self.pods.add_index(_GANG, _one(identity.gang_key))
+        self.cliques.add_index(_BASE_GANG, _one(identity.base_gang_key))
+        self.cliques.add_index(_SET, _one(identity.set_key))
+        self.cliques.add_index(_PARENT, _parents_of)
+        self.groups.add_index(_SET, _one(identity.set_key))
+        self.gangs.add_index(_SET, _one(identity.set_key))
+
+    def owned(self, informer: Informer[T], owner: KubeObject) -> dict[str, T]:
+        """Return the objects that *owner* controls, by name."""
+        return {obj.name: obj for obj in informer.by_index(_OWNER, owner.metadata.uid)}
+
+    def set_of(self, obj: KubeObject) -> PodCliqueSet | None:
+        """Return the set that *obj* is part of."""
+        return self.sets.get_key(identity.set_key(obj))
+
+    def groups_of_set(self, key: str) -> list[PodCliqueScalingGroup]:
+        """Return the scaling groups that are part of a set."""
+        return self.groups.by_index(_SET, key)
+
+    def gangs_of_set(self, key: str) -> list[PodGang]:
+        """Return the gangs that are part of a set."""
+        return self.gangs.by_index(_SET, key)
+
+    def cliques_of_set(self, key: str) -> list[PodClique]:
+        """Return all cliques that are part of a set, also those of its scaling groups."""
+        return self.cliques.by_index(_SET, key)
+
+    def cliques_of_gang(self, key: str) -> list[PodClique]:
+        """Return the cliques of a gang."""
+        return self.cliques.by_index(_GANG, key)
+
+    def cliques_after_gang(self, key: str) -> list[PodClique]:
+        """Return the cliques that wait for a base gang to be scheduled."""
+        return self.cliques.by_index(_BASE_GANG, key)
+
+    def cliques_after(self, key: str) -> list[PodClique]:
+        """Return the cliques that start after the clique *key*."""
+        return self.cliques.by_index(_PARENT, key)
+
+    def pods_of_gang(self, key: str) -> list[Pod]:
+        """Return the pods of a gang."""
+        return self.pods.by_index(_GANG, key)
+
+    def sets_of_topology(self, name: str) -> list[PodCliqueSet]:
+        """Return the sets whose constraints mean a binding."""
+        return self.sets.by_index(_TOPOLOGY, name)
+
+    def topology_keys(self, pcs: PodCliqueSet) -> Keys | None:
+        """Return the node label keys that the set's domains mean; None without its binding."""
+        name = topology.topology_name(pcs.spec.template)
+        binding = self.bindings.get(name) if name else None
+        return topology.keys_of(binding) if binding is not None else None
+
+
+def _one(key: Callable[[KubeObject], str]) -> Callable[[KubeObject], Iterable[str]]:
+    return lambda obj: [found] if (found := key(obj)) else []
+
+
+def _owner_of(obj: KubeObject) -> list[str]:
+    uid = obj.controller_uid()
+    return [uid] if uid else []
+
+
+def _parents_of(clique: PodClique) -> list[str]:
+    return [f"{clique.namespace}/{name}" for name in clique.spec.starts_after]
+
+
+def _topology_of(pcs: PodCliqueSet) -> list[str]:
+    name = topology.topology_name(pcs.spec.template)
+    return [name] if name else []
