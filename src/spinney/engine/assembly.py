@@ -147,7 +147,15 @@ def build_engine(
     connector = connector or TcpConnector(shared_memory=settings.kv_shared_memory)
     service = EngineService(
         Parts(
-            core, executor, thread, connector, publisher, metrics, clock, timer, settings.recompute
+            core=core,
+            executor=executor,
+            thread=thread,
+            connector=connector,
+            publisher=publisher,
+            metrics=metrics,
+            clock=clock,
+            timer=timer,
+            recompute=settings.recompute,
         )
     )
     transfer = None

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 QUERY_TILE = 64
 """Queries per tile of prefill attention: scores of a tile stay in the cache."""
+HEAD_COPY_BYTES = 256 * 1024 * 1024
+"""A larger output matrix is not stored a second time."""
 GATHER_SPREAD = 1.5
 """Decoding sequences attend in one group while the longest is at most this much longer."""
 
@@ -95,7 +97,7 @@ class NumpyExecutor:
         self._embed = checkpoint.weights.embed
         self._layers = tuple(_fuse(layer) for layer in checkpoint.weights.layers)
         self._norm = checkpoint.weights.norm
-        self._lm_head = checkpoint.weights.lm_head.T
+        self._lm_head = _head(checkpoint.weights.lm_head)
         self._cos, self._sin = rope_tables(config, config.max_position_embeddings)
         pool = (config.num_layers, num_blocks, block_size, config.num_kv_heads, config.head_dim)
         self._keys: FloatArray = np.zeros(pool, np.float32)
@@ -264,6 +266,11 @@ class NumpyExecutor:
         buffer = self._scratch[which][:wanted].reshape(blocks.size, *block)
         np.take(pool, blocks.reshape(-1), axis=0, out=buffer, mode="clip")
         return buffer.reshape(-1, *block[1:])
+
+
+def _head(lm_head: FloatArray) -> FloatArray:
+    """Return the output matrix as ``(in, out)``: copied, twice as fast, unless it is very large."""
+    return lm_head.T if lm_head.nbytes > HEAD_COPY_BYTES else np.ascontiguousarray(lm_head.T)
 
 
 def _fuse(layer: LayerWeights) -> _Layer:

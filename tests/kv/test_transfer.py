@@ -1,0 +1,289 @@
+"""Pulls over real sockets and real shared memory: all the bytes, or a typed error at once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from spinney.errors import BadInputError
+from spinney.kv.lease import Failure, Handle, HandoverError
+from spinney.kv.transfer import segment, tcp
+from spinney.kv.transfer.connector import PullRequest, checksum
+from spinney.kv.transfer.tcp import TcpConnector, TransferServer
+from spinney.kv.transfer.wire import Ready
+
+AT_ONCE_S = 0.2
+BLOCK = 1000
+
+
+class Blocks:
+    """A source of known bytes that counts what is asked of it."""
+
+    def __init__(self, count: int) -> None:
+        self.content = np.random.default_rng(0).integers(0, 256, count * BLOCK, np.uint8)
+        self.refuse: HandoverError | None = None
+        self.wait = asyncio.Event()
+        self.wait.set()
+        self.taken: list[PullRequest] = []
+        self.ends: list[tuple[int, str | None]] = []
+
+    async def take(
+        self, request: PullRequest, allocate: Callable[[int], NDArray[np.uint8]]
+    ) -> int:
+        self.taken.append(request)
+        await self.wait.wait()
+        if self.refuse is not None:
+            raise self.refuse
+        content = self.content[request.first_block * BLOCK :]
+        allocate(content.nbytes)[:] = content
+        return checksum(content)
+
+    def ended(self, request: PullRequest, num_bytes: int, failure: str | None) -> None:
+        self.ends.append((num_bytes, failure))
+
+
+def wanted(first: int = 0, count: int = 1) -> PullRequest:
+    return PullRequest(Handle("h"), "layout", "prompt", first, count)
+
+
+@contextlib.asynccontextmanager
+async def serving(source: Blocks) -> AsyncIterator[int]:
+    server = TransferServer(source, "127.0.0.1", 0)
+    task = asyncio.create_task(server.serve())
+    try:
+        yield server.port
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def pulled(port: int, request: PullRequest, *, shared: bool) -> tuple[bytes, str]:
+    async with TcpConnector(shared_memory=shared).pull("127.0.0.1", port, request) as found:
+        assert checksum(found.data) == found.checksum
+        return found.data.tobytes(), found.transport
+
+
+async def failure_of(port: int) -> tuple[HandoverError, float]:
+    started = time.perf_counter()
+    with pytest.raises(HandoverError) as caught:
+        await pulled(port, wanted(), shared=False)
+    return caught.value, time.perf_counter() - started
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def segments() -> set[str]:
+    return {path.name for path in segment.DIRECTORY.glob("spinney-kv-*")}
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared-memory", "tcp"])
+@pytest.mark.parametrize("count", [1, 3, 5000], ids=["small", "several", "five-megabytes"])
+def test_all_bytes_arrive_unchanged(shared: bool, count: int) -> None:
+    async def main() -> None:
+        source, before = Blocks(count), segments()
+        async with serving(source) as port:
+            data, transport = await pulled(port, wanted(0, count), shared=shared)
+            assert data == source.content.tobytes()
+            assert transport == ("shared-memory" if shared else "tcp")
+            await until(lambda: source.ends == [(count * BLOCK, None)])
+            tail, _ = await pulled(port, wanted(count - 1), shared=shared)
+            assert tail == source.content.tobytes()[-BLOCK:]
+        assert segments() <= before
+
+    asyncio.run(main())
+
+
+def test_a_segment_that_cannot_be_seen_is_replaced_by_the_socket(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        source = Blocks(3)
+        monkeypatch.setattr(segment, "attach", lambda name, size: None)
+        async with serving(source) as port:
+            data, transport = await pulled(port, wanted(0, 3), shared=True)
+            assert (data, transport) == (source.content.tobytes(), "tcp")
+        monkeypatch.setattr(segment, "DIRECTORY", tmp_path / "absent")
+        async with serving(source) as port:
+            data, transport = await pulled(port, wanted(0, 3), shared=True)
+            assert (data, transport) == (source.content.tobytes(), "tcp")
+
+    asyncio.run(main())
+
+
+def test_names_that_are_no_segment_are_not_opened() -> None:
+    assert segment.attach("../etc/passwd", 10) is None
+    assert segment.attach("spinney-kv-" + "0" * 32, 10) is None
+
+
+@pytest.mark.parametrize("failure", list(Failure))
+def test_a_refusal_arrives_at_once_with_its_reason(failure: Failure) -> None:
+    async def main() -> None:
+        source = Blocks(1)
+        source.refuse = HandoverError(failure, "because")
+        async with serving(source) as port:
+            error, seconds = await failure_of(port)
+        assert (error.failure, str(error)) == (failure, "because")
+        assert seconds < AT_ONCE_S
+
+    asyncio.run(main())
+
+
+def test_a_dead_peer_is_reported_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    error, seconds = asyncio.run(failure_of(port))
+    assert error.failure is Failure.UNREACHABLE
+    assert seconds < AT_ONCE_S
+
+
+def test_a_peer_that_dies_while_it_is_asked_is_reported_at_once() -> None:
+    async def main() -> None:
+        source = Blocks(1)
+        source.wait.clear()
+        server = TransferServer(source, "127.0.0.1", 0)
+        task = asyncio.create_task(server.serve())
+        pull = asyncio.create_task(failure_of(server.port))
+        await until(lambda: bool(source.taken))
+        died = time.perf_counter()
+        task.cancel()
+        error, _ = await pull
+        assert error.failure is Failure.UNREACHABLE
+        assert time.perf_counter() - died < AT_ONCE_S
+
+    asyncio.run(main())
+
+
+def test_a_peer_that_dies_in_the_middle_of_the_bytes_is_reported() -> None:
+    async def main() -> None:
+        async def half(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readexactly(4)
+            ready = Ready(1000, 0, None)
+            payload = msgspec.msgpack.encode(ready)
+            writer.write(len(payload).to_bytes(4, "big") + payload + bytes(500))
+            await writer.drain()
+            writer.close()
+
+        server = await asyncio.start_server(half, "127.0.0.1", 0)
+        async with server:
+            error, _ = await failure_of(server.sockets[0].getsockname()[1])
+        assert error.failure is Failure.UNREACHABLE
+        assert "500 of 1000 bytes" in str(error)
+
+    asyncio.run(main())
+
+
+def test_a_silent_peer_is_given_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tcp, "ANSWER_TIMEOUT_S", 0.05)
+
+    async def main() -> None:
+        source = Blocks(1)
+        source.wait.clear()
+        async with serving(source) as port:
+            error, _ = await failure_of(port)
+        assert error.failure is Failure.TIMEOUT
+
+    asyncio.run(main())
+
+
+def test_a_port_that_speaks_something_else_is_a_protocol_error() -> None:
+    async def main() -> None:
+        async def http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            await writer.drain()
+            writer.close()
+
+        server = await asyncio.start_server(http, "127.0.0.1", 0)
+        async with server:
+            error, _ = await failure_of(server.sockets[0].getsockname()[1])
+        assert error.failure is Failure.PROTOCOL
+
+    asyncio.run(main())
+
+
+def test_garbage_does_not_disturb_the_server() -> None:
+    async def main() -> None:
+        source = Blocks(1)
+        async with serving(source) as port:
+            for garbage in (b"GET / HTTP/1.1\r\n\r\n", b"\0\0\0\4\xc1\xc1\xc1\xc1", b"\0"):
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(garbage)
+                await writer.drain()
+                writer.close()
+            data, _ = await pulled(port, wanted(), shared=True)
+            assert data == source.content.tobytes()
+
+    asyncio.run(main())
+
+
+def test_more_pulls_than_allowed_are_refused_and_not_queued(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tcp, "MAX_CONCURRENT_PULLS", 1)
+
+    async def main() -> None:
+        source = Blocks(1)
+        source.wait.clear()
+        async with serving(source) as port:
+            first = asyncio.create_task(pulled(port, wanted(), shared=False))
+            await until(lambda: bool(source.taken))
+            error, seconds = await failure_of(port)
+            assert error.failure is Failure.BUSY
+            assert seconds < AT_ONCE_S
+            source.wait.set()
+            assert (await first)[0] == source.content.tobytes()
+
+    asyncio.run(main())
+
+
+def test_the_serving_side_learns_what_went_wrong_at_the_reader() -> None:
+    async def main() -> None:
+        source = Blocks(2)
+        async with serving(source) as port:
+            with pytest.raises(HandoverError):
+                async with TcpConnector().pull("127.0.0.1", port, wanted(0, 2)):
+                    raise HandoverError(Failure.CHECKSUM, "the bytes differ")
+            await until(lambda: source.ends == [(2 * BLOCK, Failure.CHECKSUM)])
+
+    asyncio.run(main())
+
+
+def test_a_reader_that_gives_up_leaves_no_segment_behind() -> None:
+    async def main() -> None:
+        source, before = Blocks(2), segments()
+        async with serving(source) as port:
+            entered = asyncio.Event()
+
+            async def hold() -> None:
+                async with TcpConnector().pull("127.0.0.1", port, wanted(0, 2)):
+                    entered.set()
+                    await asyncio.Event().wait()
+
+            reader = asyncio.create_task(hold())
+            await entered.wait()
+            reader.cancel()
+            await until(lambda: len(source.ends) == 1)
+            assert source.ends[0][1] is not None
+        assert segments() <= before
+
+    asyncio.run(main())
+
+
+def test_a_port_in_use_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(BadInputError, match=f"KV port 127.0.0.1:{port}"):
+            TransferServer(Blocks(1), "127.0.0.1", port)
