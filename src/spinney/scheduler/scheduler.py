@@ -165,18 +165,26 @@ class Scheduler:
 
     async def _settle(self) -> None:
         """Write the condition of gangs whose minimum the API confirms to be on nodes."""
-        unsettled, self._unsettled = sorted(self._unsettled), set()
+        unsettled = sorted(self._unsettled)
         trees = {key: tree for key in unsettled if (tree := self._cache.judge(key)) is not None}
         standing = {key: tree for key, tree in trees.items() if self._confirmed(tree)}
+        self._unsettled.difference_update(key for key in unsettled if key not in standing)
         if not standing:
             return
         session = Session(self._cache.snapshot(), self._config)
         for key, tree in standing.items():
             gang = self._gangs.get_key(key)
+            self._unsettled.discard(key)
             if gang is not None:
-                await self._status.gang_placed(
-                    gang, placement_score(session, tree), _placed_text(tree)
-                )
+                await self._settle_one(gang, session, tree)
+
+    async def _settle_one(self, gang: PodGang, session: Session, tree: Gang) -> None:
+        score = placement_score(session, tree)
+        try:
+            await self._status.gang_placed(gang, score, _placed_text(tree))
+        except BaseException:
+            self._unsettled.add(gang.key)
+            raise
 
     def _confirmed(self, gang: Gang) -> bool:
         leaves = list(gang.root.leaves())

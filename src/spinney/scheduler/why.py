@@ -108,7 +108,7 @@ def _needs(session: Session, part: _Part) -> str:
     narrow = _narrowest(part)
     if narrow is not None:
         text += f" in one {narrow.required}"
-        if narrow is not part.demand:
+        if narrow not in (part.demand, part.chain[0]):
             text += f" of {narrow.name}"
     total = part.demand.need()
     main = part.demand.totals[0][0].main
@@ -214,7 +214,7 @@ def _relaxations(
             yield f"in one {level} instead", _would_fit(session, broader, topology)
         dropped = _changed(demand, group.signature, "")
         words = f"without the {group.required} constraint"
-        words += f" of {group.name}" if len(part.chain) > 1 else ""
+        words += f" of {group.name}" if group is not part.chain[0] else ""
         yield words, _would_fit(session, dropped, topology)
     if demand.constrained:
         free = _changed(demand, None, "")
