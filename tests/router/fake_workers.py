@@ -120,8 +120,9 @@ class FakeWorker:
         self.model = model
         self.seen: list[Seen] = []
         self.fault: str | int = ""
-        """A status, or ``die``, ``die-mid-stream``, ``die-after-headers``, ``error-event``,
-        ``bad-json``, ``no-done``, ``silent-mid-stream``, ``no-handle``, ``kv-lost``."""
+        """A status, or ``die``, ``die-after-headers``, ``die-mid-stream``, ``error-event``,
+        ``bad-json``, ``no-done``, ``silent-mid-stream``, ``no-handle``, ``kv-lost``, or
+        ``close-idle``: break at once, as a server does that closes an idle connection."""
         self.faults_left = 10**9
         self.hold: asyncio.Event | None = None
         """What it waits for before it answers."""
@@ -167,6 +168,9 @@ class FakeWorker:
         fault = self._take_fault()
         if self.hold is not None:
             await self.hold.wait()
+        if fault == "close-idle":
+            self.server.cut()
+            await asyncio.sleep(60)
         if fault == "die":
             await asyncio.sleep(RESEND_WITHIN_S + 0.01)
             self.server.cut()

@@ -215,12 +215,55 @@ def test_a_decode_worker_failing_before_the_first_byte_costs_a_new_prefill(fault
                 if not world.decode[0].faults_left:
                     break
             assert world.decode[0].faults_left == 0
+            if fault != "kv-lost":
+                assert said.headers["x-spinney-decode-worker"] == "d1"
             assert world.fabric.wrong == [], "no handle is used twice"
             handles = sum(worker.handles for worker in world.prefill)
             assert handles == before + 2, "the second attempt had a prefill of its own"
             ids = [seen.id for worker in world.workers.values() for seen in worker.seen]
             assert any(each.endswith(".2") for each in ids)
             assert world.idle()
+
+    asyncio.run(main())
+
+
+def test_no_request_goes_twice_to_a_decode_worker_that_failed_it_while_there_is_another():
+    async def main():
+        async with fleet("d d") as world:
+            world.workers["d0"].fault = 500
+            for number in range(16):
+                said = await world.ask(STREAM, headers={"x-request-id": f"r{number}"})
+                assert (said.status, said.text) == (200, TEXT)
+            requests = [seen.id.split(".")[0] for seen in world.workers["d0"].seen]
+            assert len(requests) == len(set(requests)) > 2
+
+    asyncio.run(main())
+
+
+def test_lost_blocks_are_the_prefill_workers_fault():
+    async def main():
+        async with fleet("p p d") as world:
+            world.decode[0].fault, world.decode[0].faults_left = "kv-lost", 1
+            said = await world.ask(STREAM)
+            assert (said.status, said.text, said.mode) == (200, TEXT, "disaggregated")
+            assert [len(worker.seen) for worker in world.prefill] == [1, 1]
+            workers = (await world.get("/debug/workers")).json
+            avoided = [each["worker"]["name"] for each in workers if each["avoided"]]
+            served = said.headers["x-spinney-prefill-worker"]
+            assert avoided == [{"p0": "p1", "p1": "p0"}[served]]
+
+    asyncio.run(main())
+
+
+def test_an_idle_connection_that_the_worker_closes_is_no_failure():
+    async def main():
+        async with fleet("d") as world:
+            await world.ask(STREAM)
+            world.decode[0].fault, world.decode[0].faults_left = "close-idle", 1
+            said = await world.ask(STREAM, headers={"x-request-id": "again"})
+            assert (said.status, said.text) == (200, TEXT)
+            story = (await world.get("/debug/requests/again")).json
+            assert [step["what"] for step in story["steps"]] == ["chosen", "first byte"]
 
     asyncio.run(main())
 
