@@ -1,12 +1,15 @@
 """OpenAPI documents: what ``kubectl explain`` prints and what kubectl looks up before it writes.
 
-Custom kinds have the schema of their definition. Each path says that writes take
-``fieldValidation`` and ``dryRun``, without which kubectl falls back to checks of its own.
+Custom kinds have the schema of their definition, built-in ones their fields and types without
+descriptions. Each path says that writes take ``fieldValidation`` and ``dryRun``, without which
+kubectl falls back to checks of its own.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+
+from spinney.local.apiserver import protobuf
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,7 +38,7 @@ def v3(kinds: Sequence[Kind]) -> Unstructured:
     schemas: Unstructured = {}
     paths: Unstructured = {}
     for kind in kinds:
-        schemas[_component(kind)] = _schema(kind)
+        schemas[_component(kind)] = _schema(kind, schemas)
         for path, methods in _paths(kind):
             paths[path] = {method: _operation(kind, method) for method in methods}
     return {
@@ -57,17 +60,61 @@ def _gvk(kind: Kind) -> Unstructured:
     return {"group": resource.group, "version": resource.version, "kind": resource.kind}
 
 
-def _schema(kind: Kind) -> Unstructured:
-    schema: Unstructured = dict(kind.schema.source) if kind.schema else {"type": "object"}
+def _schema(kind: Kind, schemas: Unstructured) -> Unstructured:
+    schema: Unstructured = dict(kind.schema.source) if kind.schema else _built_in(kind, schemas)
     properties = dict(schema.get("properties") or {})
     properties.setdefault("apiVersion", {"type": "string", "description": _API_VERSION})
     properties.setdefault("kind", {"type": "string", "description": _KIND})
-    properties["metadata"] = {"type": "object", "description": _METADATA}
+    properties["metadata"] = _type_of("meta.ObjectMeta", schemas) | {"description": _METADATA}
     schema["properties"] = properties
     schema["x-kubernetes-group-version-kind"] = [_gvk(kind)]
     return schema
 
 
+def _built_in(kind: Kind, schemas: Unstructured) -> Unstructured:
+    name = protobuf.message_name(kind.resource.api_version, kind.resource.kind)
+    return _message(name, schemas) if name else {"type": "object"}
+
+
+def _message(name: str, schemas: Unstructured) -> Unstructured:
+    properties: Unstructured = {}
+    for field in protobuf.messages()[name].values():
+        if field.inline:
+            properties |= _message(field.type, schemas)["properties"]
+            continue
+        value = _type_of(field.type, schemas)
+        if field.repeated:
+            value = {"type": "array", "items": value}
+        elif field.mapped:
+            value = {"type": "object", "additionalProperties": value}
+        properties[field.name] = value
+    return {"type": "object", "properties": properties}
+
+
+def _type_of(name: str, schemas: Unstructured) -> Unstructured:
+    """Return the schema of a type; that of a message is a reference, made once in *schemas*."""
+    if name in _SCALARS:
+        return dict(_SCALARS[name])
+    component = f"io.k8s.{name}"
+    if component not in schemas:
+        schemas[component] = {}  # Some refer to themselves.
+        schemas[component] = _message(name, schemas)
+    return {"allOf": [{"$ref": f"#/components/schemas/{component}"}]}
+
+
+_SCALARS: dict[str, Unstructured] = {
+    "s": {"type": "string"},
+    "b": {"type": "string", "format": "byte"},
+    "o": {"type": "boolean"},
+    "i": {"type": "integer"},
+    "d": {"type": "number"},
+    "Quantity": {"type": "string"},
+    "IntOrString": {"type": "string", "format": "int-or-string"},
+    "meta.Time": {"type": "string", "format": "date-time"},
+    "meta.MicroTime": {"type": "string", "format": "date-time"},
+    "meta.FieldsV1": {"type": "object"},
+    "RawExtension": {"type": "object"},
+}
 _API_VERSION = "The group and version of the schema this object follows."
 _KIND = "What this object is."
 _METADATA = "Name, namespace, labels and what else all objects have."
