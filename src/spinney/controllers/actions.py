@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from spinney.api import codec
 from spinney.errors import SpinneyError
-from spinney.kube.errors import AlreadyExistsError, ApiError, ConflictError, NotFoundError
+from spinney.kube.errors import AlreadyExistsError, ConflictError, NotFoundError
 from spinney.kube.transport import TransportError
 
 if TYPE_CHECKING:
@@ -84,9 +84,11 @@ async def in_batches(
         batch = [call() for call in calls[start : start + size]]
         results = await asyncio.gather(*batch, return_exceptions=True)
         done += cast("list[T]", [r for r in results if not isinstance(r, BaseException)])
-        errors = [r for r in results if isinstance(r, ApiError | TransportError | SpinneyError)]
+        errors: list[Exception] = []
         for result in results:
-            if isinstance(result, BaseException) and result not in errors:
+            if isinstance(result, SpinneyError | TransportError):
+                errors.append(result)
+            elif isinstance(result, BaseException):
                 raise result
         if errors:
             return done, errors

@@ -79,9 +79,7 @@ def members(
     ]
 
 
-def reconcile(
-    wanted: Sequence[PodClique], existing: Mapping[str, PodClique]
-) -> list[Action]:
+def reconcile(wanted: Sequence[PodClique], existing: Mapping[str, PodClique]) -> list[Action]:
     """Return what makes *existing* cliques, by name, be as *wanted*; the rest is deleted."""
     by_name = {clique.name: clique for clique in wanted}
     actions: list[Action] = [
@@ -98,7 +96,9 @@ def reconcile(
     return actions
 
 
-def replicas_patch(existing: KubeObject, wanted: KubeObject, replicas: int | None) -> dict[str, Any]:
+def replicas_patch(
+    existing: KubeObject, wanted: KubeObject, replicas: int | None
+) -> dict[str, Any]:
     """Return the part of a patch that lets an edited template count win over a scaled one."""
     key = identity.TEMPLATE_REPLICAS
     said = wanted.metadata.annotations[key]
@@ -139,9 +139,7 @@ def _build(
         pod_spec=_pod_spec(pcs, template, place),
         replicas=count.wanted,
         min_available=count.minimum,
-        starts_after=starts_after(
-            pcs, place.replica, template.name, counts, place.group_replica
-        ),
+        starts_after=starts_after(pcs, place.replica, template.name, counts, place.group_replica),
     )
     annotations = {k: v for k, v in template.annotations.items() if k not in NOT_INHERITED}
     return PodClique(

@@ -88,6 +88,12 @@ def set_key(obj: KubeObject) -> str:
     return f"{obj.namespace}/{owner}" if owner else ""
 
 
+def replica_key(obj: KubeObject) -> str:
+    """Return ``namespace/set/index`` of the set's replica that *obj* is part of, or empty."""
+    replica = index_label(obj.labels, names.SET_REPLICA_INDEX)
+    return "" if replica is None else f"{set_key(obj)}/{replica}"
+
+
 def gang_key(obj: KubeObject) -> str:
     """Return ``namespace/name`` of the gang that *obj* belongs to, empty if to none."""
     gang = obj.labels.get(names.POD_GANG)

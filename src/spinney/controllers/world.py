@@ -1,11 +1,12 @@
 """The informers that the reconcilers read, and the questions they ask of them.
 
-All look-ups are by index: by who controls an object, or by a label. What they return is for reading.
+All look-ups are by index: by who controls an object, or by a label. What they return is for
+reading.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from spinney.api import names
 from spinney.api.core import Pod, Role, RoleBinding, Service
@@ -32,6 +33,7 @@ MANAGED = f"{names.MANAGED_BY}={names.OPERATOR}"
 
 _OWNER = "controllers/owner"
 _SET = "controllers/set"
+_REPLICA = "controllers/replica"
 _GANG = "controllers/gang"
 _BASE_GANG = "controllers/base-gang"
 _PARENT = "controllers/starts-after"
@@ -66,14 +68,17 @@ class World:
         self.cliques.add_index(_GANG, _one(identity.gang_key))
         self.pods.add_index(_GANG, _one(identity.gang_key))
         self.cliques.add_index(_BASE_GANG, _one(identity.base_gang_key))
-        self.cliques.add_index(_SET, _one(identity.set_key))
+        self.cliques.add_index(_REPLICA, _one(identity.replica_key))
+        self.groups.add_index(_REPLICA, _one(identity.replica_key))
         self.cliques.add_index(_PARENT, _parents_of)
         self.groups.add_index(_SET, _one(identity.set_key))
+        self.gangs.add_index(_REPLICA, _one(identity.replica_key))
         self.gangs.add_index(_SET, _one(identity.set_key))
 
     def owned(self, informer: Informer[T], owner: KubeObject) -> dict[str, T]:
         """Return the objects that *owner* controls, by name."""
-        return {obj.name: obj for obj in informer.by_index(_OWNER, owner.metadata.uid)}
+        found = cast("list[T]", informer.by_index(_OWNER, owner.metadata.uid))
+        return {obj.name: obj for obj in found}
 
     def set_of(self, obj: KubeObject) -> PodCliqueSet | None:
         """Return the set that *obj* is part of."""
@@ -83,13 +88,21 @@ class World:
         """Return the scaling groups that are part of a set."""
         return self.groups.by_index(_SET, key)
 
+    def gangs_of_replica(self, key: str) -> list[PodGang]:
+        """Return the gangs of a set's replica."""
+        return self.gangs.by_index(_REPLICA, key)
+
     def gangs_of_set(self, key: str) -> list[PodGang]:
         """Return the gangs that are part of a set."""
         return self.gangs.by_index(_SET, key)
 
-    def cliques_of_set(self, key: str) -> list[PodClique]:
-        """Return all cliques that are part of a set, also those of its scaling groups."""
-        return self.cliques.by_index(_SET, key)
+    def cliques_of_replica(self, key: str) -> list[PodClique]:
+        """Return all cliques of a set's replica, also those of its scaling groups."""
+        return self.cliques.by_index(_REPLICA, key)
+
+    def groups_of_replica(self, key: str) -> list[PodCliqueScalingGroup]:
+        """Return the scaling groups of a set's replica."""
+        return self.groups.by_index(_REPLICA, key)
 
     def cliques_of_gang(self, key: str) -> list[PodClique]:
         """Return the cliques of a gang."""

@@ -129,7 +129,7 @@ def removal_order(pods: Iterable[Pod], revision: str) -> list[Pod]:
             pod.name,
         )
 
-    return sorted(pods, key=rank)  # type: ignore[arg-type]  # Tuples of equal shape compare.
+    return sorted(pods, key=rank)
 
 
 def _may_open(pod: Pod, seen: Observation) -> bool:

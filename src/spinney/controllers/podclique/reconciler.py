@@ -5,6 +5,7 @@ Writes of one pod from its creation to its release: the creation and the removal
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
     from spinney.controllers.world import World
     from spinney.kube.client import KubeClient
     from spinney.kube.events import EventRecorder
-
-RECHECK_UNSEEN_S = 30.0
 
 
 class PodCliqueReconciler:
@@ -103,7 +102,10 @@ class PodCliqueReconciler:
         gang = self._world.gangs.get(clique.labels.get(names.POD_GANG, ""), clique.namespace)
         groups = gang.spec.pod_groups if gang is not None and not gang.deleting else []
         listed = {
-            ref.name for group in groups if group.name == clique.name for ref in group.pod_references
+            ref.name
+            for group in groups
+            if group.name == clique.name
+            for ref in group.pod_references
         }
         return Observation(
             pods=pods,
@@ -159,7 +161,7 @@ class PodCliqueReconciler:
             self._unseen.created(pod)
             return pod.name
 
-        made, errors = await actions.in_batches([_bound(create, index) for index in indices])
+        made, errors = await actions.in_batches([partial(create, index) for index in indices])
         if made:
             message = f"created {len(made)} pods: {', '.join(made)}"
             self._events.event(clique, "Normal", "PodCreateSuccessful", message)
@@ -174,10 +176,12 @@ class PodCliqueReconciler:
             self._unseen.deleted(action.pod)
             return action
 
-        gone, errors = await actions.in_batches([_bound(delete, action) for action in leaving])
+        gone, errors = await actions.in_batches([partial(delete, action) for action in leaving])
         for action in gone:
             pod = action.pod
-            message = f"deleted pod {pod.name}: {action.reason}; it {why_not_ready(pod) or 'served'}"
+            message = (
+                f"deleted pod {pod.name}: {action.reason}; it {why_not_ready(pod) or 'served'}"
+            )
             kind = "PodDeleteSuccessful"
             self._events.event(clique, "Warning" if is_finished(pod) else "Normal", kind, message)
         if errors:
@@ -197,7 +201,7 @@ class PodCliqueReconciler:
                 return
             self._unseen.opened(pod)
 
-        _, errors = await actions.in_batches([_bound(open_gate, pod) for pod in gated])
+        _, errors = await actions.in_batches([partial(open_gate, pod) for pod in gated])
         return errors
 
     async def _report(
@@ -219,12 +223,8 @@ class PodCliqueReconciler:
         return wait_s
 
 
-def _bound(function, argument):  # type: ignore[no-untyped-def]
-    return lambda: function(argument)
-
-
 def _without_gate(pod: Pod) -> list[dict[str, str]]:
-    """Return the JSON patch that removes our gate and nothing else, and fails if it is not there."""
+    """Return the JSON patch that removes our gate and nothing else; it fails without the gate."""
     place = [gate.name for gate in pod.spec.scheduling_gates].index(names.POD_GANG_GATE)
     path = f"/spec/schedulingGates/{place}"
     return [

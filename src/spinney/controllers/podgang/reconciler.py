@@ -1,0 +1,124 @@
+"""Keeps one gang: makes it, fills in its pods, reports, and removes it when scaled away.
+
+The scheduler writes conditions into the same status; a patch therefore names the version it was
+made from and is made anew when the scheduler was faster.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+
+from spinney.api import codec
+from spinney.api.podgang import PodGang
+from spinney.clock import rfc3339
+from spinney.controllers import identity
+from spinney.controllers.actions import (
+    Change,
+    Create,
+    Delete,
+    metadata_patch,
+    perform,
+    status_patch,
+)
+from spinney.controllers.pacing import Pacer
+from spinney.controllers.podgang.decide import (
+    Observation,
+    gang_name,
+    gang_status,
+    is_wanted,
+    wanted_gang,
+)
+from spinney.kube.controller import Result
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from spinney.api.grove import PodCliqueSet
+    from spinney.api.meta import KubeObject
+    from spinney.clock import Clock
+    from spinney.controllers.identity import GangIdentity
+    from spinney.controllers.world import World
+    from spinney.kube.client import KubeClient
+
+T = TypeVar("T", bound="KubeObject")
+
+
+class PodGangReconciler:
+    """Reconciles PodGangs by ``namespace/name``, also those that are still to be made."""
+
+    def __init__(self, client: KubeClient, world: World, clock: Clock) -> None:
+        self._client = client
+        self._world = world
+        self._clock = clock
+        self._pacer = Pacer(clock)
+
+    async def reconcile(self, key: str) -> Result | None:
+        """Bring one gang to where its set, cliques and pods say it should be."""
+        gang = self._world.gangs.get_key(key)
+        member = gang or next(iter(self._world.cliques_of_gang(key)), None)
+        which = identity.gang_identity(member.labels) if member is not None else None
+        pcs = self._world.set_of(member) if member is not None else None
+        if pcs is None or which is None or (gang is not None and gang.deleting):
+            self._pacer.forget(key)
+            return None
+        seen = self._observe(key, gang, pcs, f"{pcs.key}/{which.replica}")
+        name = gang_name(pcs, which)
+        if name is None or f"{pcs.namespace}/{name}" != key:
+            return None
+        if not is_wanted(pcs, which, seen.groups):
+            if gang is not None and gang.controller_uid() == pcs.metadata.uid and not pcs.deleting:
+                await perform(self._client, [Delete(gang)])
+            return None
+        return await self._keep(pcs, which, name, seen)
+
+    def _observe(
+        self, key: str, gang: PodGang | None, pcs: PodCliqueSet, replica_key: str
+    ) -> Observation:
+        return Observation(
+            gang=gang,
+            groups=_live(self._world.groups_of_replica(replica_key)),
+            cliques=_live(self._world.cliques_of_replica(replica_key)),
+            pods=self._world.pods_of_gang(key),
+            keys=self._world.topology_keys(pcs),
+        )
+
+    async def _keep(
+        self, pcs: PodCliqueSet, which: GangIdentity, name: str, seen: Observation
+    ) -> Result | None:
+        wanted = wanted_gang(pcs, which, name, seen)
+        gang = seen.gang
+        if gang is None:
+            await perform(self._client, [Create(wanted)])
+            return None
+        if patch := _changes(gang, wanted):
+            await perform(self._client, [Change(gang, patch)])
+            # The status speaks of the spec that is stored; its event brings us back.
+            return None
+        return await self._report(gang, seen)
+
+    async def _report(self, gang: PodGang, seen: Observation) -> Result | None:
+        status = gang_status(gang, seen.pods, rfc3339(self._clock.now()))
+        patch = status_patch(gang, msgspec.structs.replace(gang, status=status))
+        wait_s = self._pacer.wait_s(gang.key, changed=bool(patch))
+        if wait_s == 0.0:
+            # A default is not sent by itself, and the schema requires the phase.
+            patch["status"]["phase"] = status.phase
+            await self._client.patch(
+                PodGang, gang.name, patch, gang.namespace, subresource="status"
+            )
+            return None
+        return Result(wait_s) if wait_s else None
+
+
+def _changes(gang: PodGang, wanted: PodGang) -> dict[str, Any]:
+    patch = metadata_patch(gang, wanted.metadata.labels, wanted.metadata.annotations)
+    diff = codec.merge_diff(gang, msgspec.structs.replace(gang, spec=wanted.spec))
+    if "spec" in diff:
+        patch["spec"] = diff["spec"]
+    return patch
+
+
+def _live(objects: list[T]) -> dict[str, T]:
+    return {obj.name: obj for obj in objects if not obj.deleting}

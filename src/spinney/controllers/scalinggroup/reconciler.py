@@ -1,0 +1,88 @@
+"""Keeps the cliques of a scaling group's replicas, and reports."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from spinney.api.grove import PodCliqueScalingGroup
+from spinney.clock import rfc3339
+from spinney.controllers import identity
+from spinney.controllers.actions import Create, Delete, perform, status_patch
+from spinney.controllers.pacing import Pacer
+from spinney.controllers.scalinggroup.decide import decide, template_of
+from spinney.controllers.scalinggroup.status import group_status
+from spinney.controllers.template import group_count
+from spinney.kube.controller import Result
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from spinney.api.grove import PodClique, PodCliqueSet
+    from spinney.clock import Clock
+    from spinney.controllers.actions import Action
+    from spinney.controllers.world import World
+    from spinney.kube.client import KubeClient
+    from spinney.kube.events import EventRecorder
+
+
+class ScalingGroupReconciler:
+    """Reconciles PodCliqueScalingGroups by ``namespace/name``."""
+
+    def __init__(
+        self, client: KubeClient, world: World, clock: Clock, events: EventRecorder
+    ) -> None:
+        self._client = client
+        self._world = world
+        self._clock = clock
+        self._events = events
+        self._pacer = Pacer(clock)
+
+    async def reconcile(self, key: str) -> Result | None:
+        """Bring the cliques of one scaling group to its replica count; write its status."""
+        group = self._world.groups.get_key(key)
+        pcs = self._world.set_of(group) if group is not None else None
+        if group is None or pcs is None or group.deleting:
+            self._pacer.forget(key)
+            return None
+        siblings = self._world.groups_of_replica(identity.replica_key(group))
+        existing = self._world.owned(self._world.cliques, group)
+        todo = decide(pcs, group, {g.name: g for g in siblings}, existing)
+        await perform(self._client, todo)
+        self._tell(group, todo)
+        return await self._report(pcs, group, existing.values())
+
+    def _tell(self, group: PodCliqueScalingGroup, todo: Sequence[Action]) -> None:
+        made = [action.object.name for action in todo if isinstance(action, Create)]
+        gone = [action.object.name for action in todo if isinstance(action, Delete)]
+        if made:
+            text = f"created {len(made)} cliques: {', '.join(made)}"
+            self._events.event(group, "Normal", "PodCliqueCreateSuccessful", text)
+        if gone:
+            text = f"deleted {len(gone)} cliques: {', '.join(gone)}"
+            self._events.event(
+                group, "Normal", "PodCliqueScalingGroupReplicaDeleteSuccessful", text
+            )
+        count = group_count(group)
+        if count.held and todo:
+            text = (
+                f"{count.wanted} replicas were asked for, minAvailable is {count.minimum}: "
+                f"{count.target} are kept; scale to 0 to turn the group off"
+            )
+            self._events.event(group, "Warning", "HeldAtMinAvailable", text)
+
+    async def _report(
+        self, pcs: PodCliqueSet, group: PodCliqueScalingGroup, existing: Iterable[PodClique]
+    ) -> Result | None:
+        template = template_of(pcs, group)
+        if template is None:
+            return None
+        status = group_status(pcs, group, template, existing, rfc3339(self._clock.now()))
+        patch = status_patch(group, msgspec.structs.replace(group, status=status))
+        wait_s = self._pacer.wait_s(group.key, changed=bool(patch))
+        if wait_s == 0.0:
+            await self._client.patch(
+                PodCliqueScalingGroup, group.name, patch, group.namespace, subresource="status"
+            )
+        return Result(wait_s) if wait_s else None

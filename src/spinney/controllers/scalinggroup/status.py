@@ -1,0 +1,129 @@
+"""What a scaling group reports: how many of its replicas exist, are scheduled and serve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from spinney.api import names, selectors
+from spinney.api.meta import Condition, is_true, with_condition
+from spinney.controllers.cliques import is_available, is_updated, trouble
+from spinney.controllers.identity import index_label
+from spinney.controllers.podclique.status import MIN_AVAILABLE_BREACHED
+from spinney.controllers.template import (
+    clique_count,
+    group_count,
+    member_cliques,
+    pod_template_hash,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from spinney.api.grove import (
+        PodClique,
+        PodCliqueScalingGroup,
+        PodCliqueScalingGroupStatus,
+        PodCliqueSet,
+        ScalingGroupTemplate,
+    )
+
+_NAMED_CLIQUES = 3
+"""Cliques that a message tells of one by one."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Replica:
+    """One replica of the group, by what its cliques report."""
+
+    complete: bool
+    scheduled: bool
+    available: bool
+    updated: bool
+    breached: bool
+
+
+def group_status(
+    pcs: PodCliqueSet,
+    group: PodCliqueScalingGroup,
+    template: ScalingGroupTemplate,
+    existing: Iterable[PodClique],
+    now: str,
+) -> PodCliqueScalingGroupStatus:
+    """Return the group's status from its *existing* cliques; *now* dates changed conditions."""
+    roles = member_cliques(pcs.spec.template, template)
+    hashes = {role.name: pod_template_hash(pcs.spec.template, role) for role in roles}
+    by_index: dict[int, list[PodClique]] = {}
+    for clique in existing:
+        j = index_label(clique.labels, names.SCALING_GROUP_REPLICA_INDEX)
+        if j is not None and not clique.deleting:
+            by_index.setdefault(j, []).append(clique)
+    replicas = [_replica(cliques, hashes) for _, cliques in sorted(by_index.items())]
+    cliques = [clique for _, found in sorted(by_index.items()) for clique in found]
+    condition = _breached(group, replicas, cliques)
+    return msgspec.structs.replace(
+        group.status,
+        observed_generation=group.metadata.generation,
+        replicas=len(replicas),
+        scheduled_replicas=sum(r.scheduled for r in replicas),
+        available_replicas=sum(r.available for r in replicas),
+        updated_replicas=sum(r.updated for r in replicas),
+        selector=selectors.format_labels(
+            {
+                names.MANAGED_BY: names.OPERATOR,
+                names.PART_OF: pcs.name,
+                names.SCALING_GROUP: group.name,
+            }
+        ),
+        conditions=with_condition(group.status.conditions, condition, now),
+    )
+
+
+def _replica(cliques: Sequence[PodClique], hashes: Mapping[str, str]) -> _Replica:
+    complete = len(cliques) == len(hashes)
+    wanted = set(hashes.values())
+    return _Replica(
+        complete=complete,
+        scheduled=complete
+        and all(c.status.scheduled_replicas >= clique_count(c).needed for c in cliques),
+        available=complete and all(is_available(c, clique_count(c).needed) for c in cliques),
+        updated=complete
+        and all(
+            (own := c.labels.get(names.POD_TEMPLATE_HASH, "")) in wanted and is_updated(c, own)
+            for c in cliques
+        ),
+        breached=any(is_true(c.status.conditions, MIN_AVAILABLE_BREACHED) for c in cliques),
+    )
+
+
+def _breached(
+    group: PodCliqueScalingGroup, replicas: Sequence[_Replica], cliques: Sequence[PodClique]
+) -> Condition:
+    needed = group_count(group).needed
+    sound = sum(r.complete and not r.breached for r in replicas)
+    available = sum(r.available for r in replicas)
+    message = f"{available} of {needed} needed replicas are available{_reasons(cliques)}"
+    if sound < needed:
+        return Condition(
+            type=MIN_AVAILABLE_BREACHED,
+            status="True",
+            reason="InsufficientAvailablePodCliqueScalingGroupReplicas",
+            message=message,
+        )
+    return Condition(
+        type=MIN_AVAILABLE_BREACHED,
+        status="False",
+        reason="SufficientAvailablePodCliqueScalingGroupReplicas",
+        message=message,
+    )
+
+
+def _reasons(cliques: Sequence[PodClique]) -> str:
+    short = [c for c in cliques if not is_available(c, clique_count(c).needed)]
+    if not short:
+        return ""
+    named = "; ".join(f"{c.name}: {trouble(c)}" for c in short[:_NAMED_CLIQUES])
+    more = len(short) - _NAMED_CLIQUES
+    return f": {named}" + (f"; and {more} more" if more > 0 else "")

@@ -1,0 +1,163 @@
+"""Puts the reconcilers on a runtime: who is woken by what.
+
+A change of a part wakes its whole after a moment, so that many changes make one look. What
+opens the way for a pod wakes its clique at once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+from spinney.api import names
+from spinney.controllers import identity
+from spinney.controllers.pod_state import is_scheduled
+from spinney.controllers.podclique.pod import WAIT_IMAGE
+from spinney.controllers.podclique.reconciler import PodCliqueReconciler
+from spinney.controllers.podcliqueset.reconciler import PodCliqueSetReconciler
+from spinney.controllers.podgang.reconciler import PodGangReconciler
+from spinney.controllers.scalinggroup.reconciler import ScalingGroupReconciler
+from spinney.controllers.world import World
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from spinney.api.core import Pod
+    from spinney.api.grove import ClusterTopologyBinding, PodClique, PodCliqueSet
+    from spinney.api.meta import KubeObject
+    from spinney.api.podgang import PodGang
+    from spinney.ids import IdSource
+    from spinney.kube.controller import Controller, Runtime
+    from spinney.kube.events import EventRecorder
+    from spinney.kube.informer import Change, Informer
+
+T = TypeVar("T", bound="KubeObject")
+
+GATHER_S = 0.02
+"""How long changes of parts are gathered before their whole is looked at."""
+CONCURRENCY = 8
+"""Objects of one kind that are reconciled at a time."""
+
+
+def register(
+    runtime: Runtime, ids: IdSource, events: EventRecorder, *, wait_image: str = WAIT_IMAGE
+) -> None:
+    """Put all reconcilers on *runtime*; *events* is run by the caller.
+
+    Pod names come from the API server, so *ids* is not drawn from. *wait_image* is the image of
+    the container that waits for other roles.
+    """
+    del ids
+    world = World(runtime)
+    client, clock = runtime.client, runtime.clock
+    sets = runtime.controller(
+        "podcliqueset", PodCliqueSetReconciler(client, world, clock, events), concurrency=2
+    )
+    groups = runtime.controller(
+        "podcliquescalinggroup",
+        ScalingGroupReconciler(client, world, clock, events),
+        concurrency=CONCURRENCY,
+    )
+    cliques = runtime.controller(
+        "podclique",
+        PodCliqueReconciler(client, world, clock, events, wait_image=wait_image),
+        concurrency=CONCURRENCY,
+    )
+    gangs = runtime.controller(
+        "podgang", PodGangReconciler(client, world, clock), concurrency=CONCURRENCY
+    )
+    _wake_sets(sets, world)
+    _wake_groups(groups, world)
+    _wake_cliques(cliques, world)
+    _wake_gangs(gangs, world)
+
+
+def _wake_sets(controller: Controller, world: World) -> None:
+    controller.watch(world.sets, _own_key)
+    _gather(controller, world.cliques, identity.set_key)
+    _gather(controller, world.groups, identity.set_key)
+    _gather(controller, world.services, identity.set_key)
+    _gather(controller, world.roles, identity.set_key)
+    _gather(controller, world.role_bindings, identity.set_key)
+    _gather(controller, world.gangs, identity.set_key, deleted_only=True)
+    controller.watch(world.bindings, lambda b: [s.key for s in world.sets_of_topology(b.name)])
+
+
+def _wake_groups(controller: Controller, world: World) -> None:
+    def siblings(group: KubeObject) -> list[str]:
+        return [g.key for g in world.groups_of_replica(identity.replica_key(group))]
+
+    controller.watch(world.groups, _own_key)
+    # Start order goes by how far the other groups are scaled.
+    controller.watch(world.groups, siblings)
+    controller.watch(world.sets, lambda pcs: [g.key for g in world.groups_of_set(pcs.key)])
+    _gather(controller, world.cliques, identity.group_key)
+
+
+def _wake_cliques(controller: Controller, world: World) -> None:
+    def dependents(change: Change[PodClique]) -> None:
+        if change.old is None:
+            for clique in world.cliques_after(change.object.key):
+                controller.enqueue(clique.key)
+
+    def released(gang: PodGang) -> list[str]:
+        found = [*world.cliques_of_gang(gang.key), *world.cliques_after_gang(gang.key)]
+        return [clique.key for clique in found]
+
+    def scheduled(change: Change[Pod]) -> None:
+        old, new = change.old, change.new
+        if (old is not None and is_scheduled(old)) == (new is not None and is_scheduled(new)):
+            return
+        for clique in world.cliques_after_gang(identity.gang_key(change.object)):
+            controller.enqueue(clique.key)
+
+    controller.watch(world.cliques, _own_key)
+    world.cliques.add_handler(dependents)
+    controller.watch(world.pods, _clique_of)
+    world.pods.add_handler(scheduled)
+    controller.watch(world.gangs, released)
+
+
+def _wake_gangs(controller: Controller, world: World) -> None:
+    controller.watch(world.gangs, _own_key)
+    _gather(controller, world.cliques, identity.gang_key)
+    _gather(controller, world.pods, identity.gang_key)
+    controller.watch(
+        world.groups,
+        lambda group: [g.key for g in world.gangs_of_replica(identity.replica_key(group))],
+    )
+
+    def of_set(pcs: PodCliqueSet) -> list[str]:
+        return [gang.key for gang in world.gangs_of_set(pcs.key)]
+
+    def of_binding(binding: ClusterTopologyBinding) -> list[str]:
+        return [key for pcs in world.sets_of_topology(binding.name) for key in of_set(pcs)]
+
+    controller.watch(world.sets, of_set)
+    controller.watch(world.bindings, of_binding)
+
+
+def _own_key(obj: KubeObject) -> list[str]:
+    return [obj.key]
+
+
+def _clique_of(pod: Pod) -> list[str]:
+    clique = pod.labels.get(names.POD_CLIQUE)
+    return [f"{pod.namespace}/{clique}"] if clique else []
+
+
+def _gather(
+    controller: Controller,
+    informer: Informer[T],
+    key: Callable[[T], str],
+    *,
+    deleted_only: bool = False,
+) -> None:
+    """Wake the *key* of each object of *informer* that changes, in `GATHER_S`."""
+
+    def changed(change: Change[T]) -> None:
+        if deleted_only and change.new is not None:
+            return
+        if found := key(change.object):
+            controller.enqueue(found, GATHER_S)
+
+    informer.add_handler(changed)
