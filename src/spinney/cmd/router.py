@@ -271,6 +271,7 @@ async def serve(built: Router, listener: socket.socket) -> None:
             loop="none",
             http="httptools",
             ws="none",
+            proxy_headers=False,
             lifespan="off",
             interface="asgi3",
             log_config=None,
