@@ -1,0 +1,194 @@
+"""A cluster for controller tests: the embedded API, the controllers, modelled kubelets, and a
+scheduler that binds whatever is released to it unless it is told to hold."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from spinney.api import codec
+from spinney.api.core import Pod
+from spinney.api.crd import crd_documents
+from spinney.api.grove import PodClique, PodCliqueScalingGroup, PodCliqueSet
+from spinney.api.grove_admission import GroveAdmission
+from spinney.api.podgang import PodGang
+from spinney.controllers.pod_state import is_ready
+from spinney.controllers.setup import register
+from spinney.local.apiserver.server import ApiServer
+from spinney.sim.cluster import SimulatedNode, simulate
+from spinney.sim.kubelet import KubeletModel
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from spinney.clock import Clock
+    from spinney.ids import IdSource
+    from spinney.kube.controller import Result, Runtime
+    from spinney.kube.events import EventRecorder
+    from spinney.sim.cluster import SimulatedCluster
+
+NS = "default"
+QUICK = KubeletModel(
+    pull_s=(0.1, 0.2), start_s=(0.1, 0.2), ready_s=(0.1, 0.3), stop_s=(0.1, 0.2), restart_s=(1, 2)
+)
+NODES = [SimulatedNode(f"node-{i}", {"topology.kubernetes.io/rack": f"r{i % 2}"}) for i in range(4)]
+
+
+class Binder:
+    """Binds each pod that has no gate, spread over the nodes; pods of held cliques wait."""
+
+    def __init__(self) -> None:
+        self.held: set[str] = set()
+        self._turn = 0
+
+    def register(self, runtime: Runtime, ids: IdSource, events: EventRecorder) -> None:
+        self._client = runtime.client
+        self._pods = runtime.informer(Pod)
+        self.controller = runtime.controller("binder", self)
+        self.controller.watch(self._pods, lambda pod: [pod.key])
+
+    async def reconcile(self, key: str) -> Result | None:
+        pod = self._pods.get_key(key)
+        if pod is None or pod.deleting or pod.spec.node_name or pod.spec.scheduling_gates:
+            return None
+        if pod.labels.get("grove.io/podclique") in self.held:
+            return None
+        self._turn += 1
+        node = NODES[self._turn % len(NODES)].name
+        await self._client.bind(pod.name, pod.namespace, node, uid=pod.metadata.uid)
+        return None
+
+    def release(self, clique: str) -> None:
+        self.held.discard(clique)
+        for pod in self._pods.list():
+            self.controller.enqueue(pod.key)
+
+
+class Farm:
+    """What a scene works with."""
+
+    def __init__(self, cluster: SimulatedCluster, api: ApiServer, binder: Binder) -> None:
+        self.cluster = cluster
+        self.client = cluster.client
+        self.api = api
+        self.binder = binder
+
+    async def pods(self, clique: str = "") -> list[Pod]:
+        labels = f"grove.io/podclique={clique}" if clique else ""
+        found = await self.client.list(Pod, NS, labels=labels)
+        return [pod for pod in found.items if not pod.deleting]
+
+    async def set(self, name: str = "s") -> PodCliqueSet:
+        return await self.client.get(PodCliqueSet, name, NS)
+
+    async def clique(self, name: str) -> PodClique:
+        return await self.client.get(PodClique, name, NS)
+
+    async def gang(self, name: str) -> PodGang:
+        return await self.client.get(PodGang, name, NS)
+
+    async def names(self, kind: type[Any]) -> list[str]:
+        return [obj.name for obj in (await self.client.list(kind, NS)).items if not obj.deleting]
+
+    async def apply(self, manifest: dict[str, Any]) -> None:
+        await self.client.create(codec.from_dict(PodCliqueSet, manifest))
+
+    async def ready(self, pods: int, within_s: float = 60) -> None:
+        async def holds() -> bool:
+            found = await self.pods()
+            return len(found) == pods and all(map(is_ready, found))
+
+        await self.until(holds, f"{pods} pods ready", within_s)
+
+    async def until(
+        self, holds: Callable[[], Awaitable[bool]], what: str, within_s: float = 60
+    ) -> None:
+        await self.cluster.until(holds, within_s=within_s, what=what)
+
+    async def quiet(self, within_s: float = 120, rest_s: float = 5) -> None:
+        """Wait until nothing has been written for *rest_s* simulated seconds."""
+        writes = self.cluster.transport.writes
+        loop_time = self.cluster.clock.now
+
+        async def holds() -> bool:
+            return bool(writes) and loop_time() - 1_767_225_600.0 - writes[-1].at_s > rest_s
+
+        await self.until(holds, "no more writes", within_s)
+
+    def writes(self, part: str = "") -> list[str]:
+        found = self.cluster.transport.writes
+        return [f"{w.method} {w.path} {w.status}" for w in found if part in w.path]
+
+
+def play(scene: Callable[[Farm], Awaitable[None]], *, seed: int = 1) -> None:
+    """Run *scene* on a new cluster in simulated time."""
+    binder = Binder()
+    made: list[ApiServer] = []
+
+    def api(clock: Clock, ids: IdSource) -> ApiServer:
+        made.append(
+            ApiServer(clock, ids, hooks=[GroveAdmission()], definitions=crd_documents())
+        )
+        return made[0]
+
+    async def main(cluster: SimulatedCluster) -> None:
+        await scene(Farm(cluster, made[0], binder))
+
+    simulate(
+        main,
+        seed=seed,
+        nodes=NODES,
+        api=api,
+        programs=(register, binder.register),
+        kubelets=QUICK,
+    )
+
+
+def clique(name: str, replicas: int = 1, **spec: Any) -> dict[str, Any]:
+    """A clique template; `after` is startsAfter, `min` is minAvailable."""
+    body: dict[str, Any] = {
+        "roleName": name,
+        "replicas": replicas,
+        "podSpec": {"containers": [{"name": "main", "image": "worker:1"}]},
+    }
+    if "after" in spec:
+        body["startsAfter"] = spec.pop("after")
+    if "min" in spec:
+        body["minAvailable"] = spec.pop("min")
+    outer = spec.pop("outer", {})
+    return {"name": name, "spec": body | spec, **outer}
+
+
+def pcs(
+    *cliques: dict[str, Any],
+    name: str = "s",
+    replicas: int = 1,
+    groups: list[dict[str, Any]] | None = None,
+    startup: str = "CliqueStartupTypeAnyOrder",
+    **template: Any,
+) -> dict[str, Any]:
+    """A PodCliqueSet manifest."""
+    return {
+        "apiVersion": "grove.io/v1alpha1",
+        "kind": "PodCliqueSet",
+        "metadata": {"name": name, "namespace": NS},
+        "spec": {
+            "replicas": replicas,
+            "template": {
+                "cliqueStartupType": startup,
+                "cliques": copy.deepcopy(list(cliques)),
+                **({"podCliqueScalingGroups": groups} if groups else {}),
+                **template,
+            },
+        },
+    }
+
+
+def typed(manifest: dict[str, Any]) -> PodCliqueSet:
+    """The manifest as the API server would return it, with a uid."""
+    found = codec.from_dict(PodCliqueSet, manifest)
+    found.metadata.uid = "uid-of-set"
+    return found
+
+
+__all__ = ["NS", "Farm", "PodCliqueScalingGroup", "clique", "pcs", "play", "typed"]
