@@ -133,11 +133,12 @@ def _counts(children: Iterable[Demand], batches: Iterable[Batch]) -> Iterable[tu
         yield batch.cls, len(batch.pods)
 
 
-def _hardness(demand: Demand) -> tuple[bool, bool, tuple[int, ...], int]:
-    """Sort key: pinned, then constrained, then the largest total."""
-    wanted = demand.need()
+def _hardness(demand: Demand) -> tuple[bool, bool, bool, int, int]:
+    """Sort key: what follows no other pods, what is pinned, constrained, large."""
+    independent = not any(cls.shape.pod_affinity for cls, _ in demand.totals)
     main = demand.totals[0][0].main
-    return (bool(demand.held), demand.constrained, (int(wanted[main]),), demand.pods)
+    wanted = int(demand.need()[main])
+    return (independent, bool(demand.held), demand.constrained, wanted, demand.pods)
 
 
 def _class_order(cls: PodClass) -> tuple[bool, int, int, int]:

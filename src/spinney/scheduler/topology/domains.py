@@ -171,6 +171,8 @@ def in_order(
     columns.append(-tightness(session, demand, part)[able])
     for level in reversed(session.layout.levels(key, topology)[:-1]):
         above = split(session.layout, part.rows, level)
+        if not above.count:
+            continue
         codes = session.layout.domains(level).codes[first]
         share = tightness(session, demand, above)
         columns.append(np.where(codes >= 0, -share[np.maximum(codes, 0)], 0.0))
