@@ -98,7 +98,7 @@ async def wait_for(client: KubeClient, namespace: str, wanted: Mapping[str, int]
                 async with asyncio.timeout(PROGRESS_S):
                     await enough.wait()
             except TimeoutError:
-                log.info("waiting", **{"for": "; ".join(missing(wanted, pods.list()))})
+                log.info("waiting", missing="; ".join(missing(wanted, pods.list())))
         watching.cancel()
     log.info("all that this pod starts after is ready", cliques=", ".join(sorted(wanted)))
 

@@ -6,6 +6,7 @@ it follows the template, is decided here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +27,12 @@ from spinney.controllers.template import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from spinney.api.grove import (
         PodCliqueScalingGroup,
         PodCliqueSet,
+        PodCliqueSetTemplate,
         PodCliqueTemplate,
         ScalingGroupTemplate,
     )
@@ -42,6 +44,10 @@ NOT_INHERITED = (names.TOPOLOGY_NAME,)
 """Annotations of a clique's template that say something of gangs, not of pods."""
 
 
+Revisions = Mapping[str, str]
+"""The revision of each clique's pods, by its name in the template."""
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where in a set a clique is."""
@@ -51,14 +57,22 @@ class Place:
     group_replica: int | None = None
 
 
-def standalone(pcs: PodCliqueSet, replica: int, counts: Mapping[str, Count]) -> list[PodClique]:
+def revisions(template: PodCliqueSetTemplate) -> Revisions:
+    """Return the revision of each clique that the set declares."""
+    return {clique.name: pod_template_hash(template, clique) for clique in template.cliques}
+
+
+def standalone(
+    pcs: PodCliqueSet, replica: int, counts: Mapping[str, Count], wanted: Revisions
+) -> list[PodClique]:
     """Return the cliques of a replica that are in no scaling group, in the template's order.
 
-    *counts* has the live counts of the replica's scaling groups by their template names.
+    *counts* has the live counts of the replica's scaling groups by their template names, *wanted*
+    the `revisions` of the template.
     """
     place = Place(replica)
     return [
-        _build(pcs, pcs, template, place, counts)
+        _build(pcs, pcs, template, place, counts, wanted)
         for template in standalone_cliques(pcs.spec.template)
     ]
 
@@ -72,8 +86,9 @@ def members(
     group_replicas: Sequence[int],
 ) -> list[PodClique]:
     """Return the cliques of the given replicas of a scaling group."""
+    wanted = revisions(pcs.spec.template)
     return [
-        _build(pcs, group, clique, Place(replica, template, j), counts)
+        _build(pcs, group, clique, Place(replica, template, j), counts, wanted)
         for j in group_replicas
         for clique in member_cliques(pcs.spec.template, template)
     ]
@@ -131,9 +146,11 @@ def _build(
     template: PodCliqueTemplate,
     place: Place,
     counts: Mapping[str, Count],
+    wanted: Revisions,
 ) -> PodClique:
     count = template_count(template)
     name, labels = _name_and_labels(pcs, template, place)
+    labels[names.POD_TEMPLATE_HASH] = wanted[template.name]
     spec = msgspec.structs.replace(
         template.spec,
         pod_spec=_pod_spec(pcs, template, place),
@@ -160,7 +177,6 @@ def _name_and_labels(
     base_gang = identity.replica_name(pcs.name, place.replica)
     own = {
         names.SET_REPLICA_INDEX: str(place.replica),
-        names.POD_TEMPLATE_HASH: pod_template_hash(pcs.spec.template, template),
         names.POD_GANG: base_gang,
     }
     group, j = place.group, place.group_replica

@@ -34,6 +34,8 @@ T = TypeVar("T", bound="KubeObject")
 
 GATHER_S = 0.02
 """How long changes of parts are gathered before their whole is looked at."""
+SET_GATHER_S = 0.2
+"""The same for a set, whose look costs time in proportion to its replicas."""
 CONCURRENCY = 8
 """Objects of one kind that are reconciled at a time."""
 
@@ -73,8 +75,8 @@ def register(
 
 def _wake_sets(controller: Controller, world: World) -> None:
     controller.watch(world.sets, _own_key)
-    _gather(controller, world.cliques, identity.set_key)
-    _gather(controller, world.groups, identity.set_key)
+    _gather(controller, world.cliques, identity.set_key, after_s=SET_GATHER_S)
+    _gather(controller, world.groups, identity.set_key, after_s=SET_GATHER_S)
     _gather(controller, world.services, identity.set_key)
     _gather(controller, world.roles, identity.set_key)
     _gather(controller, world.role_bindings, identity.set_key)
@@ -150,14 +152,15 @@ def _gather(
     informer: Informer[T],
     key: Callable[[T], str],
     *,
+    after_s: float = GATHER_S,
     deleted_only: bool = False,
 ) -> None:
-    """Wake the *key* of each object of *informer* that changes, in `GATHER_S`."""
+    """Wake the *key* of each object of *informer* that changes, in *after_s*."""
 
     def changed(change: Change[T]) -> None:
         if deleted_only and change.new is not None:
             return
         if found := key(change.object):
-            controller.enqueue(found, GATHER_S)
+            controller.enqueue(found, after_s)
 
     informer.add_handler(changed)

@@ -54,6 +54,16 @@ class Count:
         """Whether the minimum keeps the count above what was asked for."""
         return self.target != self.wanted
 
+    @property
+    def remark(self) -> str:
+        """Say, after other words, that more are kept than were asked for; empty if not."""
+        if not self.held:
+            return ""
+        return (
+            f"; {self.wanted} are asked for, {self.target} are kept because of minAvailable: "
+            "scale to 0 to turn it off"
+        )
+
 
 def set_replicas(pcs: PodCliqueSet) -> int:
     """Return how many complete copies the set wants."""

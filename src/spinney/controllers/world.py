@@ -117,8 +117,14 @@ class World:
         return self.cliques.by_index(_PARENT, key)
 
     def pods_of_gang(self, key: str) -> list[Pod]:
-        """Return the pods of a gang."""
-        return self.pods.by_index(_GANG, key)
+        """Return the pods of a gang's cliques.
+
+        Pods that carry the gang's label but whose clique is gone, as after a set was deleted and
+        made again, are on their way out and not of this gang.
+        """
+        owners = {c.metadata.uid for c in self.cliques_of_gang(key) if not c.deleting}
+        pods = cast("list[Pod]", self.pods.by_index(_GANG, key))
+        return [pod for pod in pods if pod.controller_uid() in owners]
 
     def sets_of_topology(self, name: str) -> list[PodCliqueSet]:
         """Return the sets whose constraints mean a binding."""

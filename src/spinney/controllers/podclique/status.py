@@ -62,11 +62,12 @@ def clique_status(
 
 
 def _breached(clique: PodClique, live: Sequence[Pod]) -> Condition:
-    needed = clique_count(clique).needed
+    count = clique_count(clique)
+    needed = count.needed
     ready = sum(map(is_ready, live))
     scheduled = [pod for pod in live if is_scheduled(pod)]
     broken = [pod for pod in scheduled if not is_ready(pod) and _is_broken(pod)]
-    message = f"{ready} of {needed} needed pods are ready{_reasons(live)}"
+    message = f"{ready} of {needed} needed pods are ready{_reasons(live)}{count.remark}"
     if len(scheduled) < needed:
         return _condition(
             MIN_AVAILABLE_BREACHED, "True", "ScheduledReplicasBelowMinAvailable", message

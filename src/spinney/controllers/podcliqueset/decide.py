@@ -174,10 +174,13 @@ def _group_changes(
 
 
 def _cliques(pcs: PodCliqueSet, seen: Observation) -> list[Action]:
+    revisions = cliques.revisions(pcs.spec.template)
     wanted = [
         clique
         for replica in range(set_replicas(pcs))
-        for clique in cliques.standalone(pcs, replica, live_counts(pcs, replica, seen.groups))
+        for clique in cliques.standalone(
+            pcs, replica, live_counts(pcs, replica, seen.groups), revisions
+        )
     ]
     return cliques.reconcile(wanted, seen.cliques)
 

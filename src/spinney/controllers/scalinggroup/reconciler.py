@@ -13,7 +13,6 @@ from spinney.controllers.actions import Create, Delete, perform, status_patch
 from spinney.controllers.pacing import Pacer
 from spinney.controllers.scalinggroup.decide import decide, template_of
 from spinney.controllers.scalinggroup.status import group_status
-from spinney.controllers.template import group_count
 from spinney.kube.controller import Result
 
 if TYPE_CHECKING:
@@ -64,13 +63,6 @@ class ScalingGroupReconciler:
             self._events.event(
                 group, "Normal", "PodCliqueScalingGroupReplicaDeleteSuccessful", text
             )
-        count = group_count(group)
-        if count.held and todo:
-            text = (
-                f"{count.wanted} replicas were asked for, minAvailable is {count.minimum}: "
-                f"{count.target} are kept; scale to 0 to turn the group off"
-            )
-            self._events.event(group, "Warning", "HeldAtMinAvailable", text)
 
     async def _report(
         self, pcs: PodCliqueSet, group: PodCliqueScalingGroup, existing: Iterable[PodClique]

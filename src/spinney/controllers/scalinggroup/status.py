@@ -101,10 +101,13 @@ def _replica(cliques: Sequence[PodClique], hashes: Mapping[str, str]) -> _Replic
 def _breached(
     group: PodCliqueScalingGroup, replicas: Sequence[_Replica], cliques: Sequence[PodClique]
 ) -> Condition:
-    needed = group_count(group).needed
+    count = group_count(group)
+    needed = count.needed
     sound = sum(r.complete and not r.breached for r in replicas)
     available = sum(r.available for r in replicas)
-    message = f"{available} of {needed} needed replicas are available{_reasons(cliques)}"
+    message = (
+        f"{available} of {needed} needed replicas are available{_reasons(cliques)}{count.remark}"
+    )
     if sound < needed:
         return Condition(
             type=MIN_AVAILABLE_BREACHED,
