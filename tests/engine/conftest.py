@@ -11,9 +11,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
@@ -23,13 +22,17 @@ import pytest
 from spinney.clock import SystemClock
 from spinney.engine.assembly import Engine, EngineSettings, build_engine
 from spinney.engine.core import CoreConfig, EngineCore
-from spinney.engine.executor import Batch, ByteArray, FloatArray
 from spinney.engine.random_model import RandomModel, write_random_model
 from spinney.engine.sequence import Finished, TokenUpdate
 from spinney.engine.sequence import Sequence as EngineSequence
 from spinney.ids import RandomIds
 from spinney.kv.layout import KVLayout
 from spinney.kv.lease import Handle
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from spinney.engine.executor import Batch, ByteArray, FloatArray
 
 
 @pytest.fixture(scope="session")
@@ -272,7 +275,7 @@ class RunningEngine:
     @staticmethod
     async def until(condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(10):
-            while not condition():
+            while not condition():  # noqa: ASYNC110 - conditions of all kinds
                 await asyncio.sleep(0.002)
 
 
@@ -313,4 +316,4 @@ def start_engine(tiny_model: Path) -> Iterator[Start]:
             await asyncio.gather(*tasks, return_exceptions=True)
             engine.close()
 
-    yield start
+    return start

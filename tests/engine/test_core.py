@@ -87,9 +87,7 @@ def test_generated_tokens_are_found_as_a_prefix_too(make_core: Make) -> None:
 
 def test_preemption_changes_no_token_and_loses_no_block(make_core: Make) -> None:
     harness = make_core(num_blocks=14, max_model_len=56)
-    running = [
-        harness.core.add(request(str(n), [n, n + 1, n + 2, n + 3], 30), 0) for n in range(5)
-    ]
+    running = [harness.core.add(request(str(n), [n, n + 1, n + 2, n + 3], 30), 0) for n in range(5)]
     harness.run()
     assert harness.core.counters.preemptions > 0
     for n, sequence in enumerate(running):

@@ -15,7 +15,9 @@ def granted(handle: str = "h", deadline_s: float = 10.0) -> LeaseTable:
     return table
 
 
-def refused(table: LeaseTable, handle: str = "h", prompt: str = "prompt", now: float = 1) -> Failure:
+def refused(
+    table: LeaseTable, handle: str = "h", prompt: str = "prompt", now: float = 1
+) -> Failure:
     with pytest.raises(HandoverError) as caught:
         table.claim(Handle(handle), prompt, now)
     return caught.value.failure

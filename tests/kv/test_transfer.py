@@ -6,13 +6,11 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from spinney.errors import BadInputError
 from spinney.kv.lease import Failure, Handle, HandoverError
@@ -20,6 +18,12 @@ from spinney.kv.transfer import segment, tcp
 from spinney.kv.transfer.connector import PullRequest, checksum
 from spinney.kv.transfer.tcp import TcpConnector, TransferServer
 from spinney.kv.transfer.wire import Ready
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
 
 AT_ONCE_S = 0.2
 BLOCK = 1000
@@ -36,9 +40,7 @@ class Blocks:
         self.taken: list[PullRequest] = []
         self.ends: list[tuple[int, str | None]] = []
 
-    async def take(
-        self, request: PullRequest, allocate: Callable[[int], NDArray[np.uint8]]
-    ) -> int:
+    async def take(self, request: PullRequest, allocate: Callable[[int], NDArray[np.uint8]]) -> int:
         self.taken.append(request)
         await self.wait.wait()
         if self.refuse is not None:
@@ -82,7 +84,7 @@ async def failure_of(port: int) -> tuple[HandoverError, float]:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - conditions of all kinds
             await asyncio.sleep(0.005)
 
 

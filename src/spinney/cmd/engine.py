@@ -157,7 +157,7 @@ async def _serve(settings: EngineSettings, process: _Process) -> None:
 
     log = logs.get_logger("engine")
     listener = _listen(process.host, process.port)
-    disable_created_metrics()
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     built = build_engine(settings, clock=SystemClock(), ids=RandomIds(), timer=time.perf_counter)
     port = listener.getsockname()[1]
     log.info(

@@ -192,10 +192,11 @@ class EngineCore:
                 self._finish(sequence, FinishReason.ABORT)
 
     def pull_arrived(self, sequence: Sequence, handover: Handover) -> None:
-        """The KV of *sequence*'s prompt is in its blocks: decode it."""
-        # The last token is computed here in any case: its logits give the first output token.
-        sequence.num_computed = len(sequence.prompt) - 1
-        sequence.pulled_tokens = len(sequence.prompt) - sequence.cached_tokens
+        """The KV that *sequence* lacked is in its blocks, or it was cached here: decode it."""
+        if handover.outcome is Outcome.PULLED:
+            # The last token is computed here in any case: its logits give the first output.
+            sequence.num_computed = len(sequence.prompt) - 1
+            sequence.pulled_tokens = len(sequence.prompt) - sequence.cached_tokens
         self._pull_over(sequence, handover)
 
     def pull_failed(self, sequence: Sequence, handover: Handover, error: Exception | None) -> None:

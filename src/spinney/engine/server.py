@@ -36,7 +36,7 @@ from spinney.log import get_logger
 from spinney.metrics import CONTENT_TYPE, exposition
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, MutableMapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 
     from prometheus_client import CollectorRegistry
 
@@ -380,20 +380,13 @@ class EngineApp:
 
     async def _stream_answer(self, call: Call, streams: list[Stream], send: Send) -> None:
         totals = [Delta() for _ in streams]
-        events: asyncio.Queue[tuple[int, Delta]] = asyncio.Queue(maxsize=len(streams))
-        async with contextlib.AsyncExitStack() as stack:
-            group = await stack.enter_async_context(asyncio.TaskGroup())
-            for at, stream in enumerate(streams):
-                group.create_task(_forward(at, stream, events))
-            begun, open_streams = False, len(streams)
-            while open_streams:
-                at, delta = await events.get()
+        begun = False
+        async with contextlib.aclosing(_merged(streams)) as deltas:
+            async for at, delta in deltas:
                 totals[at].add(delta)
-                if delta.end is not None:
-                    open_streams -= 1
-                    if not begun:
-                        _raise_failure(delta.end.error, delta.end.reason)
                 if not begun:
+                    if delta.end is not None:
+                        _raise_failure(delta.end.error, delta.end.reason)
                     await self._begin_stream(send)
                     begun = True
                 await self._send_delta(call, at, delta, send)
@@ -496,13 +489,23 @@ async def _gather(stream: Stream) -> Delta:
     return total
 
 
-async def _forward(at: int, stream: Stream, events: asyncio.Queue[tuple[int, Delta]]) -> None:
-    """Pass on what comes of one sequence. A slow client lets updates gather, not queue up."""
-    end = None
-    while end is None:
-        delta = Delta.of(await stream.next())
-        end = delta.end
-        await events.put((at, delta))
+async def _merged(streams: list[Stream]) -> AsyncIterator[tuple[int, Delta]]:
+    """Yield what comes of *streams* until all have ended, each with its number.
+
+    A slow client lets updates gather in the sequences: nothing queues up here.
+    """
+    waiting = {asyncio.create_task(stream.next()): at for at, stream in enumerate(streams)}
+    try:
+        while waiting:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                at, delta = waiting.pop(task), Delta.of(task.result())
+                yield at, delta
+                if delta.end is None:
+                    waiting[asyncio.create_task(streams[at].next())] = at
+    finally:
+        for task in waiting:
+            task.cancel()
 
 
 async def _send_event(send: Send, payload: bytes) -> None:
