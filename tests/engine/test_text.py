@@ -22,12 +22,6 @@ SAMPLES = [
     "a  b\n\tc",
     "x = {'k': [1, 2]}",
 ]
-    "Grüße aus Köln",
-    "日本語のテキスト",
-    "🦊🦔 and 👩‍👩‍👧",
-    "a  b\n\tc",
-    "x = {'k': [1, 2]}",
-]
 
 
 def of_bytes(tokens: Sequence[int]) -> str:

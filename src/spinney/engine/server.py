@@ -36,7 +36,7 @@ from spinney.log import get_logger
 from spinney.metrics import CONTENT_TYPE, exposition
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 
     from prometheus_client import CollectorRegistry
 
@@ -489,7 +489,7 @@ async def _gather(stream: Stream) -> Delta:
     return total
 
 
-async def _merged(streams: list[Stream]) -> AsyncIterator[tuple[int, Delta]]:
+async def _merged(streams: list[Stream]) -> AsyncGenerator[tuple[int, Delta], None]:
     """Yield what comes of *streams* until all have ended, each with its number.
 
     A slow client lets updates gather in the sequences: nothing queues up here.
