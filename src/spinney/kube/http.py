@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
+from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import aiohttp
 import msgspec
@@ -26,7 +27,7 @@ from spinney.kube.credentials import Credential, FixedHeader, credential_of
 from spinney.kube.transport import ApiRequest, ApiResponse, TransportError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 CONNECT_TIMEOUT_S = 10.0
 REPLY_TIMEOUT_S = 60.0
@@ -58,6 +59,7 @@ class HttpTransport:
         self._tls = tls
         self._credential = credential or FixedHeader()
         self._session: aiohttp.ClientSession | None = None
+        self._streams: set[_Stream] = set()
         self._closed = False
 
     @classmethod
@@ -139,9 +141,7 @@ class HttpTransport:
         try:
             response = await self._exchange(request, watching=watching, following=following)
             if response.status < 400 and (watching or following):
-                chunks = _chunks(response, self.server)
-                stream = _lines(chunks) if watching else chunks
-                return _reply(response, stream=stream)
+                return _reply(response, stream=self._stream(response, lines=watching))
             async with response:
                 return _reply(response, body=await response.read())
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
@@ -150,6 +150,8 @@ class HttpTransport:
     async def close(self) -> None:
         """Close all connections; open streams end with TransportError."""
         self._closed = True
+        for stream in list(self._streams):
+            stream.break_off()
         if self._session is not None:
             await self._session.close()
 
@@ -181,6 +183,11 @@ class HttpTransport:
             allow_redirects=False,
         )
 
+    def _stream(self, response: aiohttp.ClientResponse, *, lines: bool) -> _Stream:
+        stream = _Stream(self.server, response, lines, self._streams.discard)
+        self._streams.add(stream)
+        return stream
+
     def _open(self) -> aiohttp.ClientSession:
         """Return the session, which can only be made where a loop runs."""
         if self._closed:
@@ -191,6 +198,80 @@ class HttpTransport:
             )
             self._session = aiohttp.ClientSession(connector=connector, headers=_HEADERS)
         return self._session
+
+
+class _Stream:
+    """What arrives of one reply, in whole *lines* or as it comes."""
+
+    def __init__(
+        self,
+        server: str,
+        response: aiohttp.ClientResponse,
+        lines: bool,
+        on_close: Callable[[_Stream], None],
+    ) -> None:
+        self._server = server
+        self._response = response
+        self._lines = lines
+        self._on_close = on_close
+        self._ready: deque[bytes] = deque()
+        self._begun: list[bytes] = []
+        self._begun_bytes = 0
+        self._ended = False
+
+    def __aiter__(self) -> _Stream:
+        return self
+
+    async def __anext__(self) -> bytes:
+        while not self._ready:
+            if self._ended:
+                self._close()
+                raise StopAsyncIteration
+            chunk = await self._read()
+            if not self._lines:
+                self._ended = not chunk
+                self._ready.extend([chunk] if chunk else ())
+            elif chunk:
+                self._take(chunk)
+            else:
+                # A last line without newline is for its reader to judge.
+                self._ended = True
+                self._ready.extend([b"".join(self._begun)] if self._begun else ())
+        return self._ready.popleft()
+
+    async def aclose(self) -> None:
+        """Let go of the connection; it cannot be used again, as the rest is not wanted."""
+        self._close()
+
+    def _close(self) -> None:
+        self._ended = True
+        self._ready.clear()
+        self._response.close()
+        self._on_close(self)
+
+    def break_off(self) -> None:
+        """Make the reader fail: aiohttp closes connections without waking who reads from them."""
+        self._response.content.set_exception(aiohttp.ClientConnectionError("closed by this side"))
+
+    async def _read(self) -> bytes:
+        try:
+            return await self._response.content.readany()
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            self._close()
+            raise TransportError(f"{self._server}: the stream broke: {_said(error)}") from error
+
+    def _take(self, chunk: bytes) -> None:
+        *whole, rest = chunk.split(b"\n")
+        if whole:
+            whole[0] = b"".join([*self._begun, whole[0]])
+            self._begun, self._begun_bytes = [], 0
+            self._ready.extend(line for line in whole if line)
+        if rest:
+            self._begun.append(rest)
+            self._begun_bytes += len(rest)
+            if self._begun_bytes > MAX_LINE_BYTES:
+                self._close()
+                raise TransportError(f"{self._server}: an event of over {MAX_LINE_BYTES} bytes")
 
 
 def _timeout(watching: bool, following: bool) -> aiohttp.ClientTimeout:
@@ -216,47 +297,6 @@ def _reply(
         content_type=headers.get("content-type", "").split(";")[0],
         headers=headers,
     )
-
-
-async def _chunks(response: aiohttp.ClientResponse, server: str) -> AsyncIterator[bytes]:
-    """Yield what arrives, as it arrives."""
-    try:
-        async for chunk in response.content.iter_any():
-            yield chunk
-    except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        raise TransportError(f"{server}: the stream broke: {_said(error)}") from error
-    finally:
-        # The rest of a stream is never wanted, so the connection cannot be used again.
-        response.close()
-
-
-async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Split into lines; a last one without newline is yielded too, for its reader to judge."""
-    begun: list[bytes] = []
-    begun_bytes = 0
-    try:
-        async for chunk in chunks:
-            *whole, rest = chunk.split(b"\n")
-            if whole:
-                begun.append(whole[0])
-                whole[0] = b"".join(begun)
-                begun, begun_bytes = [], 0
-                for line in whole:
-                    if line:
-                        yield line
-            if rest:
-                begun.append(rest)
-                begun_bytes += len(rest)
-                if begun_bytes > MAX_LINE_BYTES:
-                    raise TransportError(f"an event of over {MAX_LINE_BYTES} bytes")
-        if begun:
-            yield b"".join(begun)
-    finally:
-        await _aclose(chunks)
-
-
-async def _aclose(chunks: Any) -> None:
-    await chunks.aclose()
 
 
 def _said(error: BaseException) -> str:

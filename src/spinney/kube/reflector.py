@@ -12,7 +12,6 @@ The invariant: the sink has been told of every change up to ``version``, in orde
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import msgspec
@@ -238,9 +237,7 @@ class Reflector(Generic[T]):
             try:
                 seen = await self._take_events(stream)
             finally:
-                if isinstance(stream, AsyncGenerator):
-                    await stream.aclose()
-                elif (close := getattr(stream, "aclose", None)) is not None:
+                if (close := getattr(stream, "aclose", None)) is not None:
                     await close()
         if not seen and loop.time() - started_s < SHORT_WATCH_S:
             raise _EmptyWatchError
