@@ -294,11 +294,12 @@ def _end(
     """Begin to end a live attempt, or shorten the time it has left."""
     if not container.live:
         return
+    forced = draft.run.stop is not None and draft.run.stop.forced
     if container.kill is None:
         hook = (spec.lifecycle or {}).get("preStop")
-        kill = Kill(reason, deadline_at, "todo" if hook else "none")
-    elif deadline_at < container.kill.deadline_at:
-        kill = replace(container.kill, deadline_at=deadline_at)
+        kill = Kill(reason, deadline_at, "todo" if hook else "none", forced)
+    elif deadline_at < container.kill.deadline_at or forced != container.kill.forced:
+        kill = replace(container.kill, deadline_at=deadline_at, forced=forced)
     else:
         return
     draft.run = draft.run.put(replace(container, kill=kill))
@@ -314,22 +315,26 @@ def _kill(draft: _Draft, container: ContainerRun, kill: Kill) -> None:
     now, left_s = draft.now, kill.deadline_at - draft.now
     if kill.kill_at is not None:
         return
-    if kill.term_at is None and left_s > 0 and kill.pre_stop == "todo":
+    if kill.forced or (kill.term_at is not None and now >= _forced_at(kill)):
+        forced = SignalContainer(container.name, signal.SIGKILL, kill.reason)
+        draft.do(replace(container, kill=replace(kill, kill_at=now)), forced)
+    elif kill.term_at is not None:
+        draft.wake(_forced_at(kill))
+    elif left_s > 0 and kill.pre_stop == "todo":
         hook = RunPreStop(container.name, container.attempt, left_s)
         draft.do(replace(container, kill=replace(kill, pre_stop="running")), hook)
         draft.wake(kill.deadline_at)
-    elif kill.term_at is None and left_s > 0 and kill.pre_stop == "running":
+    elif left_s > 0 and kill.pre_stop == "running":
         draft.wake(kill.deadline_at)
-    elif kill.term_at is None and (left_s > 0 or kill.pre_stop in ("running", "done")):
-        # A hook that used up the grace leaves the process a last moment.
-        extra_s = draft.policy.min_term_s if kill.pre_stop != "none" else 0.0
-        deadline_at = max(kill.deadline_at, now + extra_s)
-        asked = replace(kill, term_at=now, deadline_at=deadline_at)
+    else:
+        late = left_s <= 0 or kill.pre_stop != "none"
+        not_before = now + draft.policy.min_term_s if late else 0.0
+        asked = replace(kill, term_at=now, not_before=not_before)
         term = SignalContainer(container.name, signal.SIGTERM, kill.reason)
         draft.do(replace(container, kill=asked), term)
-        draft.wake(deadline_at)
-    elif now >= kill.deadline_at:
-        forced = SignalContainer(container.name, signal.SIGKILL, kill.reason)
-        draft.do(replace(container, kill=replace(kill, kill_at=now)), forced)
-    else:
-        draft.wake(kill.deadline_at)
+        draft.wake(_forced_at(asked))
+
+
+def _forced_at(kill: Kill) -> float:
+    """Return when SIGKILL is due."""
+    return max(kill.deadline_at, kill.not_before)

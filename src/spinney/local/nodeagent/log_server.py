@@ -185,9 +185,13 @@ async def serve(app: LogServer, sockets: list[socket.socket], stop: asyncio.Even
         timeout_graceful_shutdown=1,
     )
     server = _Server(config)
-    async with asyncio.TaskGroup() as group:
-        serving = group.create_task(server.serve(sockets=sockets))
-        stopped = group.create_task(stop.wait())
-        await asyncio.wait((serving, stopped), return_when=asyncio.FIRST_COMPLETED)
-        server.should_exit = True
-        stopped.cancel()
+    try:
+        async with asyncio.TaskGroup() as group:
+            serving = group.create_task(server.serve(sockets=sockets))
+            stopped = group.create_task(stop.wait())
+            await asyncio.wait((serving, stopped), return_when=asyncio.FIRST_COMPLETED)
+            server.should_exit = True
+            stopped.cancel()
+    finally:
+        for listener in sockets:
+            listener.close()

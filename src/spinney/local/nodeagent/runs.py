@@ -41,7 +41,8 @@ class Policy:
     start_retry_s: float = 10.0
     """How soon a container that could not be started (a missing ConfigMap, …) is tried again."""
     min_term_s: float = 2.0
-    """What a process gets between SIGTERM and SIGKILL when its preStop hook used up the grace."""
+    """What a process gets between SIGTERM and SIGKILL when its preStop hook, or those it had to
+    wait for, used up the grace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,11 @@ class Kill:
     reason: str
     deadline_at: float
     pre_stop: Literal["none", "todo", "running", "done"]
+    forced: bool = False
+    """No grace was given: SIGKILL at once."""
     term_at: float | None = None
+    not_before: float = 0.0
+    """SIGKILL comes no sooner, also past the deadline: SIGTERM came late."""
     kill_at: float | None = None
 
 
@@ -151,6 +156,8 @@ class Stop:
 
     reason: StopReason
     deadline_at: float
+    forced: bool = False
+    """No grace was given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,11 +340,12 @@ def pre_stop_done(run: PodRun, name: str, attempt: int) -> PodRun:
 
 def stopping(run: PodRun, reason: StopReason, grace: float, now: float) -> PodRun:
     """The pod has to end; of several demands the one with the least time counts."""
-    wanted = Stop(reason, now + grace)
+    wanted = Stop(reason, now + grace, grace <= 0)
     if run.stop is not None:
         kept = run.stop.reason in ("deleted", "vanished")
         first = run.stop.reason if kept else reason
-        wanted = Stop(first, min(run.stop.deadline_at, wanted.deadline_at))
+        forced = run.stop.forced or wanted.forced
+        wanted = Stop(first, min(run.stop.deadline_at, wanted.deadline_at), forced)
     return replace(run, stop=wanted)
 
 

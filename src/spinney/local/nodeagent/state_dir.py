@@ -16,7 +16,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
@@ -24,13 +24,13 @@ import msgspec
 from spinney.errors import SpinneyError
 from spinney.local.nodeagent import guard
 from spinney.local.nodeagent.linux import boot_id, kill_group_of
+from spinney.local.nodeagent.runs import PodRun
 from spinney.log import get_logger
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from spinney.ids import IdSource
-    from spinney.local.nodeagent.runs import PodRun
 
 log = get_logger("nodeagent")
 
@@ -39,8 +39,7 @@ class StateDirError(SpinneyError):
     """The state directory cannot be used."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Saved:
+class _Saved(msgspec.Struct, frozen=True):
     boot_id: str
     run: PodRun
 
