@@ -25,7 +25,7 @@ _FACTORS = {
     "Pi": Decimal(2**50),
     "Ei": Decimal(2**60),
 }
-_QUANTITY = re.compile(r"^([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)([numkMGTPE]?i?)$")
+_QUANTITY = re.compile(r"^([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)([numkKMGTPE]?i?)$")
 _DURATION_PART = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|ms|s|m|h)")
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -51,7 +51,7 @@ def milli(value: str | int | float) -> int:
 def parse_duration_s(text: str) -> float:
     """Return the seconds in a Go duration such as ``4h``, ``1h30m`` or ``250ms``."""
     negative = text.startswith("-")
-    body = text.lstrip("+-")
+    body = text[1:] if text[:1] in ("+", "-") else text
     parts = _DURATION_PART.findall(body)
     if body != "0" and (not parts or "".join(n + u for n, u in parts) != body):
         raise BadInputError(f"{text!r} is no duration; write one such as 30s, 10m or 1h30m")
