@@ -105,8 +105,10 @@ async def all_pods(cluster: SimulatedCluster) -> list[Pod]:
 
 
 async def until_ready(cluster: SimulatedCluster, pods: int, within_s: float = 120) -> float:
+    seen = cluster.runtime.informer(Pod)
+
     async def ready() -> bool:
-        found = await all_pods(cluster)
+        found = seen.list("default")
         return len(found) == pods and all(is_true(p.status.conditions, "Ready") for p in found)
 
     return await cluster.until(ready, within_s=within_s, what=f"{pods} pods ready")

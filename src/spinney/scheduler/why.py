@@ -58,7 +58,9 @@ def explain(session: Session, demand: Demand, outcome: Outcome, topology: str = 
     words = [_needs(session, part), _closest(session, part)]
     if outcome == "gave up":
         words.append("the search gave up before it had tried everything")
-    words.append(_relaxation(session, demand, part, topology) or _whole_cluster(session, part))
+    words.append(
+        _relaxation(session, demand, part, topology) or _whole_cluster(session, demand, part)
+    )
     words.append(_refusals(session, part))
     return "; ".join(word for word in words if word)
 
@@ -105,6 +107,8 @@ def _would_fit(session: Session, demand: Demand, topology: str) -> bool:
 def _needs(session: Session, part: _Part) -> str:
     wanted = " and ".join(_pods(session, cls, count) for cls, count in part.demand.totals)
     text = f"needs {wanted}"
+    if len(part.chain) > 1 and len(part.chain[0].children) > 1:
+        text = f"{part.demand.name} {text}"
     narrow = _narrowest(part)
     if narrow is not None:
         text += f" in one {narrow.required}"
@@ -170,8 +174,8 @@ def _closest(session: Session, part: _Part) -> str:
     free = split.sums(np.maximum(session.idle[split.rows, main], 0))
     best = int(np.lexsort((np.arange(split.count), -free, -share))[0])
     name = session.layout.domains(narrow.required).names[best]
-    where = "its running pods are in" if narrow in held else "best domain"
-    return f"{where} {name} has {_amount(session, main, int(free[best]))} free{room(best)}"
+    where = f"its running pods are in {name}, which" if narrow in held else f"best domain {name}"
+    return f"{where} has {_amount(session, main, int(free[best]))} free{room(best)}"
 
 
 def _capacity(
@@ -253,14 +257,17 @@ def _refuses(session: Session, demand: Demand, name: str) -> bool:
     return False
 
 
-def _whole_cluster(session: Session, part: _Part) -> str:
+def _whole_cluster(session: Session, demand: Demand, part: _Part) -> str:
     cls = part.demand.totals[0][0]
     nodes = session.allowed(cls.shape)
     free = int(np.maximum(session.idle[nodes, cls.main], 0).sum())
     total = int(session.layout.allocatable[nodes, cls.main].sum())
     name = session.layout.resources[cls.main]
+    more = ""
+    if demand.pods > part.demand.pods and cls.main == demand.totals[0][0].main:
+        more = f" for the gang's {_amount(session, cls.main, int(demand.need()[cls.main]))}"
     return (
-        f"not even the whole cluster would do: {quantity_text(name, free)} of "
+        f"not even the whole cluster would do{more}: {quantity_text(name, free)} of "
         f"{quantity_text(name, total)} {name} free"
     )
 
