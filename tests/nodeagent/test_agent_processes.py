@@ -121,7 +121,7 @@ def test_a_program_sees_environment_arguments_files_and_its_own_directory(tmp_pa
 
 
 def test_pods_have_addresses_of_their_own_and_can_listen_on_one_port(tmp_path: Path) -> None:
-    probe = {"httpGet": {"port": "http"}, "periodSeconds": 1}
+    probe = {"httpGet": {"port": "http"}, "periodSeconds": 1, "failureThreshold": 1}
     main = container(
         "main",
         PYTHON,

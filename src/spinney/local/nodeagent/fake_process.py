@@ -27,6 +27,7 @@ class FakeProcess:
         self.spec = spec
         self.pid = pid
         self.start_ticks = pid
+        self.born_at = asyncio.get_running_loop().time()
         self.signals: list[tuple[float, int]] = []
         """When each signal came, in the loop's time."""
         self.terminated = asyncio.Event()
