@@ -34,6 +34,8 @@ SHUTDOWN_GRACE_S = 25.0
 """What pods get at most when the agent is asked to end."""
 SHUTDOWN_SLACK_S = 5.0
 """On top of it, for killed processes to be gone and statuses to be written."""
+RETIRE_TIMEOUT_S = 5.0
+"""For telling the API that the nodes are not ready from now on."""
 RECOVERY_S = 5.0
 """The wait before a worker that broke is started again."""
 ADDRESS_RETRY_S = 5.0
@@ -76,15 +78,19 @@ class NodeAgent:
             self._group = group
             informing = group.create_task(self._pods.run())
             beating = group.create_task(self._objects.run(log_ports))
-            await self._pods.wait_synced()
-            self._forget_absent()
-            self._pods.add_handler(self._changed)
+            following = group.create_task(self._follow_pods())
             await stop.wait()
-            informing.cancel()
-            beating.cancel()
+            for task in (following, informing, beating):
+                task.cancel()
             await self._end_all()
             with contextlib.suppress(ApiError, TransportError, TimeoutError):
-                await self._objects.retire()
+                async with asyncio.timeout(RETIRE_TIMEOUT_S):
+                    await self._objects.retire()
+
+    async def _follow_pods(self) -> None:
+        await self._pods.wait_synced()
+        self._forget_absent()
+        self._pods.add_handler(self._changed)
 
     def _take_up(self) -> None:
         """Kill what an earlier agent left, and remember what it ran."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
 from spinney.clock import parse_rfc3339, rfc3339
+from spinney.log import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator
@@ -30,6 +31,8 @@ MAX_LINE_BYTES = 16 * 1024
 KEPT_ATTEMPTS = 2
 """The newest attempt and the one before it can be read."""
 _CHUNK_BYTES = 64 * 1024
+
+log = get_logger("nodeagent")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,7 @@ class LogFile:
         self._max_bytes = max_bytes
         self._partial: dict[Stream, bytes] = {"stdout": b"", "stderr": b""}
         self._rotations = 0
+        self._failed = False
         self._changed = asyncio.Event()
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file: BinaryIO = path.open("ab", buffering=0)
@@ -94,13 +98,22 @@ class LogFile:
     def _append(self, data: bytes) -> None:
         if not data or self.closed:
             return
+        try:
+            self._write_out(data)
+        except OSError as error:
+            # A full disk costs lines, not pods.
+            if not self._failed:
+                log.error("log lines are lost", path=str(self.path), error=str(error))
+            self._failed = True
+        self._wake()
+
+    def _write_out(self, data: bytes) -> None:
         if self._file.tell() and self._file.tell() + len(data) > self._max_bytes:
             self._file.close()
             self.path.replace(rotated(self.path))
             self._file = self.path.open("ab", buffering=0)
             self._rotations += 1
         self._file.write(data)
-        self._wake()
 
     def _wake(self) -> None:
         self._changed.set()
@@ -151,10 +164,10 @@ class LogStore:
             self._path(folder, old).unlink(missing_ok=True)
             rotated(self._path(folder, old)).unlink(missing_ok=True)
         path = self._path(folder, attempt)
-        log = LogFile(path, self._clock, self._max_bytes)
+        made = LogFile(path, self._clock, self._max_bytes)
         self._open = {p: f for p, f in self._open.items() if not f.closed}
-        self._open[path] = log
-        return log
+        self._open[path] = made
+        return made
 
     def remove(self, uid: str) -> None:
         """Remove all logs of a pod."""

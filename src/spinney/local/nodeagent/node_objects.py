@@ -80,8 +80,9 @@ class NodeObjects:
         """Report the nodes as not ready: nobody runs their pods from now on."""
         for node in self._nodes:
             status = self._status(node, ready=False)
-            async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                await self._client.patch(Node, node.name, {"status": status}, subresource="status")
+            await self._client.patch(
+                Node.RESOURCE, node.name, {"status": status}, subresource="status"
+            )
 
     async def _each(self, what: Callable[[NodeDeclaration], Awaitable[None]]) -> None:
         for node in self._nodes:

@@ -8,6 +8,7 @@ group: when the worker ends, nothing of it goes on.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
     from spinney.local.nodeagent.process import Process, ProcessExit, ProcessRuntime, ProcessSpec
     from spinney.local.nodeagent.runs import PodRun, Policy
     from spinney.local.nodeagent.state_dir import StateDir
+
+LAST_REPORT_S = 3.0
+"""For the last status of a pod when the agent ends: the API may be ending too."""
 
 log = get_logger("nodeagent")
 
@@ -270,6 +274,11 @@ class PodWorker:
         """Write the last status and, where deletion was asked for, remove the pod."""
         assert self.run.stop is not None
         if self._writer.gone:
+            return
+        if self.run.stop.reason == "shutdown":
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_REPORT_S):
+                    await self._writer.flush()
             return
         await self._writer.flush()
         if self.run.stop.reason == "deleted":
