@@ -249,6 +249,21 @@ def test_a_merged_order_keeps_both_orders(
     assert [key for key in merged if key not in wanted] == theirs
 
 
+@pytest.mark.parametrize(
+    ("live", "wanted", "new_first", "want"),
+    [
+        pytest.param("sat", "a", True, "sat", id="the server's own stay where they were"),
+        pytest.param("sa", "na", True, "nsa", id="new ones first"),
+        pytest.param("sa", "na", False, "sna", id="new ones last"),
+        pytest.param("asb", "ba", True, "sba", id="reordered"),
+    ],
+)
+def test_items_of_the_server_stand_where_they_stood(
+    live: str, wanted: str, new_first: bool, want: str
+) -> None:
+    assert "".join(merged_order(live, wanted, {*live, *wanted}, new_first=new_first)) == want
+
+
 _NAMES = st.lists(st.sampled_from("abcd"), unique=True, max_size=4)
 
 

@@ -136,6 +136,24 @@ def test_a_failed_key_comes_back_after_growing_waits_and_then_rests() -> None:
     simulate(scene)
 
 
+def test_a_success_starts_the_back_off_over() -> None:
+    async def scene(api: FakeApi, runtime: Runtime) -> None:
+        recorder = Recorder(failures=10)
+        controller_on_maps(runtime, recorder)
+        task = asyncio.create_task(runtime.run())
+        api.put(f"{ROOT}/a", config_map("a"))
+        await asyncio.sleep(120)
+        assert not recorder.failures
+        recorder.failures = 1
+        recorder.calls.clear()
+        api.put(f"{ROOT}/a", config_map("a"))
+        await asyncio.sleep(1)
+        assert recorder.keys == ["ns/a", "ns/a"]
+        task.cancel()
+
+    simulate(scene)
+
+
 def test_a_reconcile_may_ask_to_be_called_again() -> None:
     async def scene(api: FakeApi, runtime: Runtime) -> None:
         recorder = Recorder(again_s=10)

@@ -237,7 +237,8 @@ class KubeClient:
     ) -> Any:
         """Replace the object; raise ConflictError when its resourceVersion is not the newest.
 
-        Give it what `get` returned: an informer's copy has lost the fields its type does not name.
+        Give it what `get` returned, changed in place: an informer's copy, and one made by
+        ``msgspec.structs.replace``, have lost the fields their type does not name.
         """
         kind = _kind_of(obj, resource)
         namespace, name = _metadata(obj)
