@@ -7,9 +7,10 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 from spinney.api import codec
+from spinney.api.admission import FieldError, Verdict
 from spinney.api.core import Pod
 from spinney.api.crd import crd_documents
-from spinney.api.grove import PodClique, PodCliqueScalingGroup, PodCliqueSet
+from spinney.api.grove import PodClique, PodCliqueSet
 from spinney.api.grove_admission import GroveAdmission
 from spinney.api.podgang import PodGang
 from spinney.controllers.pod_state import is_ready
@@ -21,6 +22,7 @@ from spinney.sim.kubelet import KubeletModel
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from spinney.api.admission import AdmissionRequest
     from spinney.clock import Clock
     from spinney.ids import IdSource
     from spinney.kube.controller import Result, Runtime
@@ -64,14 +66,33 @@ class Binder:
             self.controller.enqueue(pod.key)
 
 
+class Quota:
+    """An admission hook that refuses pods of some cliques, as a used-up quota does."""
+
+    resources = frozenset({"pods"})
+
+    def __init__(self) -> None:
+        self.refused: set[str] = set()
+
+    def default(self, request: AdmissionRequest) -> dict[str, Any]:
+        return request.obj
+
+    def validate(self, request: AdmissionRequest) -> Verdict:
+        clique = request.obj["metadata"].get("labels", {}).get("grove.io/podclique")
+        if request.operation == "CREATE" and clique in self.refused:
+            error = FieldError("spec", "FieldValueForbidden", f"the quota of {clique} is used up")
+            return Verdict((error,))
+        return Verdict()
+
+
 class Farm:
     """What a scene works with."""
 
-    def __init__(self, cluster: SimulatedCluster, api: ApiServer, binder: Binder) -> None:
+    def __init__(self, cluster: SimulatedCluster, binder: Binder, quota: Quota) -> None:
         self.cluster = cluster
         self.client = cluster.client
-        self.api = api
         self.binder = binder
+        self.quota = quota
 
     async def pods(self, clique: str = "") -> list[Pod]:
         labels = f"grove.io/podclique={clique}" if clique else ""
@@ -122,17 +143,14 @@ class Farm:
 
 def play(scene: Callable[[Farm], Awaitable[None]], *, seed: int = 1) -> None:
     """Run *scene* on a new cluster in simulated time."""
-    binder = Binder()
-    made: list[ApiServer] = []
+    binder, quota = Binder(), Quota()
 
     def api(clock: Clock, ids: IdSource) -> ApiServer:
-        made.append(
-            ApiServer(clock, ids, hooks=[GroveAdmission()], definitions=crd_documents())
-        )
-        return made[0]
+        hooks = [GroveAdmission(), quota]
+        return ApiServer(clock, ids, hooks=hooks, definitions=crd_documents())
 
     async def main(cluster: SimulatedCluster) -> None:
-        await scene(Farm(cluster, made[0], binder))
+        await scene(Farm(cluster, binder, quota))
 
     simulate(
         main,
@@ -189,6 +207,3 @@ def typed(manifest: dict[str, Any]) -> PodCliqueSet:
     found = codec.from_dict(PodCliqueSet, manifest)
     found.metadata.uid = "uid-of-set"
     return found
-
-
-__all__ = ["NS", "Farm", "PodCliqueScalingGroup", "clique", "pcs", "play", "typed"]

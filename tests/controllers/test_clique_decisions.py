@@ -323,9 +323,7 @@ def test_the_condition_says_which_pod_suffers_from_what() -> None:
     status = clique_status(clique(2, 2), [pod(0), pod(1, ready=False, exit_code=3)], [], NOW)
     found = find_condition(status.conditions, "MinAvailableBreached")
     assert found is not None
-    assert found.message == (
-        "1 of 2 needed pods are ready: p1 container main exited with code 3"
-    )
+    assert found.message == ("1 of 2 needed pods are ready: p1 container main exited with code 3")
 
 
 # Back-off

@@ -255,15 +255,6 @@ def test_the_set_says_whether_its_levels_exist() -> None:
     assert condition(nameless, KEYS) == ("Unknown", "TopologyNameMissing")
 
 
-def test_a_cliques_binding_is_its_own_its_groups_or_the_sets() -> None:
-    owner = manifest(
-        topologyConstraint=pack(required="zone"),
-        group={"topologyConstraint": {"topologyName": "other", "pack": {"required": "rack"}}},
-    )
-    assert topology.inherited_name(owner.spec.template, "a") == "cluster"
-    assert topology.inherited_name(owner.spec.template, "b") == "other"
-
-
 def test_the_deprecated_domain_is_the_required_one() -> None:
     owner = manifest(topologyConstraint={"topologyName": "cluster", "packDomain": "rack"})
     gang = wanted(owner, keys=KEYS)

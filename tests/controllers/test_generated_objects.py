@@ -1,18 +1,20 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.controllers.farm import NS, clique, pcs, typed
 
 from spinney.api import codec
 from spinney.api.core import Pod
-from spinney.api.grove import PodClique, PodCliqueScalingGroup
 from spinney.controllers import cliques, template
 from spinney.controllers.actions import Change, Create, Delete
 from spinney.controllers.podclique.pod import WAIT_IMAGE, build_pod
 from spinney.controllers.podcliqueset import decide as sets
 from spinney.controllers.scalinggroup import decide as groups
+
+if TYPE_CHECKING:
+    from spinney.api.grove import PodClique, PodCliqueScalingGroup
 
 MANAGED = {
     "app.kubernetes.io/managed-by": "grove-operator",
@@ -285,9 +287,7 @@ def test_a_scaled_count_stands_until_the_template_is_edited() -> None:
     assert sets.decide(typed(FULL), seen) == []
     edited = typed(FULL)
     edited.spec.template.cliques[0].spec.replicas = 3
-    patches = {
-        a.object.name: a.patch for a in sets.decide(edited, seen) if isinstance(a, Change)
-    }
+    patches = {a.object.name: a.patch for a in sets.decide(edited, seen) if isinstance(a, Change)}
     assert sorted(patches) == ["s-0-a", "s-1-a"]
     assert all(patch["spec"] == {"replicas": 3} for patch in patches.values())
 
@@ -358,9 +358,10 @@ def test_a_clique_is_found_by_its_name_and_not_by_a_suffix() -> None:
     # `b` of set `s-0-a` and `a-b` of set `s` would end alike.
     found = made(pcs(clique("a"), clique("b-a")))
     assert sorted(name for kind, name in found if kind == "PodClique") == ["s-0-a", "s-0-b-a"]
-    assert found["PodClique", "s-0-b-a"].labels["grove.io/pod-template-hash"] != found[
-        "PodClique", "s-0-a"
-    ].labels["grove.io/pod-template-hash"]
+    assert (
+        found["PodClique", "s-0-b-a"].labels["grove.io/pod-template-hash"]
+        != found["PodClique", "s-0-a"].labels["grove.io/pod-template-hash"]
+    )
 
 
 def test_a_members_environment_does_not_change_its_revision() -> None:

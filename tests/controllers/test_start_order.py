@@ -74,9 +74,7 @@ def test_parents_are_those_of_the_same_replica_of_the_set() -> None:
 
 
 def test_a_group_scaled_to_zero_is_not_waited_for() -> None:
-    found = typed(
-        pcs(clique("b"), clique("c"), clique("d"), groups=group(2, 1), startup=IN_ORDER)
-    )
+    found = typed(pcs(clique("b"), clique("c"), clique("d"), groups=group(2, 1), startup=IN_ORDER))
     assert starts_after(found, 0, "d", {"sg": Count(0, 1)}) == []
     assert starts_after(found, 0, "d", {"sg": Count(1, 1)}) == ["s-0-sg-0-c"]
 

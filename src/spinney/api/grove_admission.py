@@ -12,6 +12,7 @@ from spinney.api.grove import ClusterTopologyBinding, PodCliqueSet
 from spinney.api.grove_defaulting import default_pod_clique_set
 from spinney.api.grove_validation import (
     Domains,
+    same_constraints,
     validate_pod_clique_set,
     validate_topology_binding,
     validate_update,
@@ -50,14 +51,14 @@ class GroveAdmission:
 
 def _validate_set(request: AdmissionRequest) -> list[FieldError]:
     new = codec.from_dict(PodCliqueSet, request.obj)
+    old = codec.from_dict(PodCliqueSet, request.old) if request.old is not None else None
+    known = old is not None and same_constraints(old, new)
     errors = validate_pod_clique_set(
         new,
-        domains_of=lambda name: _domains(request, name),
+        domains_of=None if known else lambda name: _domains(request, name),
         is_new=request.operation == "CREATE",
     )
-    if errors or request.old is None:
-        return errors
-    return validate_update(codec.from_dict(PodCliqueSet, request.old), new)
+    return errors if errors or old is None else validate_update(old, new)
 
 
 def _domains(request: AdmissionRequest, name: str) -> Domains | None:

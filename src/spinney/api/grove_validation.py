@@ -51,10 +51,14 @@ Domains = dict[str, int]
 def validate_pod_clique_set(
     pcs: PodCliqueSet,
     *,
-    domains_of: Callable[[str], Domains | None],
+    domains_of: Callable[[str], Domains | None] | None,
     is_new: bool,
 ) -> list[FieldError]:
-    """Return every rule *pcs* breaks; *domains_of* tells a ClusterTopologyBinding's domains."""
+    """Return every rule *pcs* breaks; *domains_of* tells a ClusterTopologyBinding's domains.
+
+    Without it domains are not looked up, as for an update that changes no constraint: a set whose
+    binding has gone must stay scalable and deletable.
+    """
     template = pcs.spec.template
     errors = [*_check_name("metadata.name", pcs.name)]  # V1
     if (pcs.spec.replicas or 0) < 0:
@@ -68,6 +72,12 @@ def validate_pod_clique_set(
         errors += _check_new_pod_specs(template)
     errors += _check_topology(template, domains_of)
     return errors
+
+
+def same_constraints(old: PodCliqueSet, new: PodCliqueSet) -> bool:
+    """Tell whether two versions of a set have the same topology constraints everywhere."""
+    before, after = ([p.constraint for p in _constraint_tree(x.spec.template)] for x in (old, new))
+    return before == after
 
 
 def validate_update(old: PodCliqueSet, new: PodCliqueSet) -> list[FieldError]:
@@ -405,7 +415,7 @@ class _Placed:
 
 
 def _check_topology(
-    template: PodCliqueSetTemplate, domains_of: Callable[[str], Domains | None]
+    template: PodCliqueSetTemplate, domains_of: Callable[[str], Domains | None] | None
 ) -> list[FieldError]:
     places = list(_constraint_tree(template))
     held = [(p, p.constraint) for p in places if p.constraint is not None]
@@ -421,7 +431,7 @@ def _check_topology(
             if c.topology_name
         ]
         return errors
-    if not names:
+    if not names or domains_of is None:
         return errors
     domains = domains_of(names[0])
     if domains is None:  # T4

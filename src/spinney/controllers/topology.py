@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from spinney.api.meta import Condition
 from spinney.api.podgang import GangPackConstraint, GangTopologyConstraint
-from spinney.controllers.template import group_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,14 +47,6 @@ def all_constraints(template: PodCliqueSetTemplate) -> list[TopologyConstraint]:
     found += [group.topology_constraint for group in template.pod_clique_scaling_groups]
     found += [clique.topology_constraint for clique in template.cliques]
     return [constraint for constraint in found if constraint is not None]
-
-
-def inherited_name(template: PodCliqueSetTemplate, clique: str) -> str | None:
-    """Return the binding a clique's constraint means: its own, its group's, or the set's."""
-    own = next((c.topology_constraint for c in template.cliques if c.name == clique), None)
-    group = group_of(template, clique)
-    above = [own, group.topology_constraint if group else None, template.topology_constraint]
-    return next((c.topology_name for c in above if c is not None and c.topology_name), None)
 
 
 def keys_of(binding: ClusterTopologyBinding) -> Keys:

@@ -30,7 +30,7 @@ from spinney.controllers.podclique.status import clique_status
 from spinney.controllers.podclique.unseen import UnseenWrites
 from spinney.controllers.template import clique_count
 from spinney.kube.controller import Result
-from spinney.kube.errors import ConflictError, InvalidError, NotFoundError
+from spinney.kube.errors import ApiError, ConflictError, InvalidError, NotFoundError
 from spinney.kube.transport import JSON_PATCH
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class PodCliqueReconciler:
             message = f"created {len(made)} pods: {', '.join(made)}"
             self._events.event(clique, "Normal", "PodCreateSuccessful", message)
         if errors:
-            message = f"cannot create pods: {errors[0]}"
+            message = f"cannot create pods: {_said(errors[0], clique)}"
             self._events.event(clique, "Warning", "PodCreateFailed", message)
         return errors
 
@@ -223,6 +223,15 @@ class PodCliqueReconciler:
         return wait_s
 
 
+def _said(error: Exception, clique: PodClique) -> str:
+    """Return the words of a failure, the same for each try: without the name made for the try."""
+    text = str(error) or repr(error)
+    details = error.status.details if isinstance(error, ApiError) else None
+    if details is not None and details.name.startswith(f"{clique.name}-"):
+        return text.replace(details.name, f"{clique.name}-…")
+    return text
+
+
 def _without_gate(pod: Pod) -> list[dict[str, str]]:
     """Return the JSON patch that removes our gate and nothing else; it fails without the gate."""
     place = [gate.name for gate in pod.spec.scheduling_gates].index(names.POD_GANG_GATE)
@@ -237,7 +246,7 @@ def _last_errors(clique: PodClique, errors: Sequence[Exception], now: str) -> li
     """Return failures for the status; one that is there already keeps the time it has."""
     known = {error.description: error for error in clique.status.last_errors}
     found = []
-    for text in sorted({str(error) or repr(error) for error in errors}):
+    for text in sorted({_said(error, clique) for error in errors}):
         fresh = LastError(code="ERR_SYNC_PODS", description=text, observed_at=now)
         found.append(known.get(text, fresh))
     return found

@@ -43,7 +43,7 @@ def clique_status(
     revision = clique.labels.get(names.POD_TEMPLATE_HASH, "")
     updated = sum(pod.labels.get(names.POD_TEMPLATE_HASH) == revision for pod in live)
     conditions = clique.status.conditions
-    for condition in (_breached(clique, live), _scheduled(clique, live)):
+    for condition in (_breached(clique, live, errors), _scheduled(clique, live)):
         conditions = with_condition(conditions, condition, now)
     current = clique.status.current_pod_template_hash
     return msgspec.structs.replace(
@@ -61,13 +61,14 @@ def clique_status(
     )
 
 
-def _breached(clique: PodClique, live: Sequence[Pod]) -> Condition:
+def _breached(clique: PodClique, live: Sequence[Pod], errors: Sequence[LastError]) -> Condition:
     count = clique_count(clique)
     needed = count.needed
     ready = sum(map(is_ready, live))
     scheduled = [pod for pod in live if is_scheduled(pod)]
     broken = [pod for pod in scheduled if not is_ready(pod) and _is_broken(pod)]
-    message = f"{ready} of {needed} needed pods are ready{_reasons(live)}{count.remark}"
+    failed = "".join(f"; {error.description}" for error in errors[:1])
+    message = f"{ready} of {needed} needed pods are ready{_reasons(live)}{failed}{count.remark}"
     if len(scheduled) < needed:
         return _condition(
             MIN_AVAILABLE_BREACHED, "True", "ScheduledReplicasBelowMinAvailable", message
