@@ -210,9 +210,10 @@ def test_what_cannot_run_waits_with_a_reason_and_the_rest_goes_on(tmp_path: Path
 
 def test_deletion_asks_then_forces_and_takes_grandchildren_along(tmp_path: Path) -> None:
     polite = "trap 'echo bye; exit 0' TERM; echo $$$$; while :; do sleep 0.05; done"
-    # One child in the group, one that left it for a session of its own.
+    # A child, one without the mark, and one that left the group for a session of its own.
     stubborn = (
-        "trap '' TERM; sleep 300 & echo $!; setsid sleep 300 & echo $!; echo $$$$;"
+        "trap '' TERM; sleep 300 & echo $!; env -i sleep 300 & echo $!; setsid sleep 300 & echo $!;"
+        "echo $$$$;"
         "while :; do sleep 0.05; done"
     )
 
@@ -220,7 +221,7 @@ def test_deletion_asks_then_forces_and_takes_grandchildren_along(tmp_path: Path)
         await bench.create(pod("polite", sh(polite), terminationGracePeriodSeconds=30))
         await bench.create(pod("stubborn", sh(stubborn), terminationGracePeriodSeconds=1))
         pids = await numbers_in_log(bench, "polite", 1)
-        pids += await numbers_in_log(bench, "stubborn", 3)
+        pids += await numbers_in_log(bench, "stubborn", 4)
         assert all(alive(pid) for pid in pids)
         loop = asyncio.get_running_loop()
         began = loop.time()
