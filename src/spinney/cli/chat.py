@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -91,7 +91,20 @@ def summary_lines(answer: Answer) -> list[str]:
         decode = headers.get("x-spinney-decode-worker", "")
         who = f"prefill by {prefill}, decode by {decode}" if prefill else f"served by {decode}"
         lines.append(f"{mode}: {who}")
-    return lines
+    return [*lines, *_transfer_lines(answer.transfer)]
+
+
+def _transfer_lines(transfer: dict[str, Any]) -> list[str]:
+    """Return what the decode worker says of the KV blocks it was offered."""
+    moved, seconds = transfer.get("bytes_pulled", 0), float(transfer.get("seconds") or 0.0)
+    if moved:
+        how = str(transfer.get("transport") or "").replace("-", " ")
+        return [f"KV blocks moved: {moved / 1024:.0f} KiB by {how} in {seconds * 1000:.1f} ms"]
+    if transfer.get("outcome") == "cached":
+        return ["KV blocks moved: none, the decode worker held the prefix already"]
+    if transfer.get("failure"):
+        return [f"KV blocks moved: none ({transfer['failure']}), the prompt was computed again"]
+    return []
 
 
 async def find_front(client: KubeClient, service: str, namespace: str) -> Pod:

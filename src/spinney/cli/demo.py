@@ -35,11 +35,12 @@ if TYPE_CHECKING:
 
 READY_S = 90.0
 POLL_S = 0.1
-QUESTIONS = (
-    "What is a spinney?",
-    "Why are prefill and decode separate?",
-    "What is a KV block?",
+QUESTIONS = ("What is a spinney?", "Why split prefill and decode?", "What is a KV block?")
+SYSTEM = (
+    "You are the guide of a small wood. Answer in plain words, briefly and kindly, "
+    "and say so when you do not know."
 )
+"""Makes the prompt some KV blocks long, as the system prompts of real services do."""
 SERVICE = "chat"
 
 
@@ -52,11 +53,9 @@ def demo(session: Session, keep: bool) -> None:
     It takes about half a minute, needs no GPU and no network, and cleans up after itself.
     """
     home = Path(tempfile.mkdtemp(prefix="spinney-demo-"))
-    environment = os.environ | {"SPINNEY_HOME": str(home)}
-    environment.pop("KUBECONFIG", None)
-    os.environ.pop("KUBECONFIG", None)
-    os.environ["KUBECONFIG"] = str(home / "kubeconfig")
-    show = _Show(session, environment, home)
+    # The commands below and the clients of this process mean the demo's cluster and no other.
+    os.environ |= {"SPINNEY_HOME": str(home), "KUBECONFIG": str(home / "kubeconfig")}
+    show = _Show(session)
     try:
         show.run()
     finally:
@@ -72,8 +71,6 @@ class _Show:
     """The steps, in order; a step that fails raises CommandError."""
 
     session: Session
-    environment: dict[str, str]
-    home: Path
 
     def run(self) -> None:
         """Run all steps."""
@@ -162,7 +159,10 @@ class _Show:
     def _ask(self, service: str, question: str, *, show: bool) -> Answer:
         async def work(client: KubeClient) -> Answer:
             url = endpoint(await find_front(client, service, "default"))
-            messages = [{"role": "user", "content": question}]
+            messages = [
+                {"role": "system", "content": SYSTEM},
+                {"role": "user", "content": question},
+            ]
             body = {"model": "demo", "messages": messages, "max_tokens": 120, "temperature": 0}
             on_text: Callable[[str], None] = _print_piece if show else _print_nothing
             return await stream_chat(url, body, on_text)
@@ -172,7 +172,7 @@ class _Show:
         answer = self.session.run(work)
         if show:
             click.echo()
-            for line in [*summary_lines(answer), *transfer_lines(answer)]:
+            for line in summary_lines(answer):
                 click.secho(f"  {line}", dim=True)
         return answer
 
@@ -180,9 +180,7 @@ class _Show:
         if not quiet:
             click.secho(f"$ spinney {shlex.join(_shortened(arguments))}", fg="cyan")
         command = [sys.executable, "-m", "spinney.cmd.main", *arguments]
-        done = subprocess.run(
-            command, env=self.environment, check=False, capture_output=quiet, timeout=READY_S * 2
-        )
+        done = subprocess.run(command, check=False, capture_output=quiet, timeout=READY_S * 2)
         if done.returncode:
             raise CommandError(f"`spinney {shlex.join(arguments)}` failed ({done.returncode})")
 
@@ -199,16 +197,6 @@ def example(name: str) -> str:
     if inside.is_file():
         return str(inside)
     return str(Path(__file__).parents[3] / "examples" / name / f"{name}.yaml")
-
-
-def transfer_lines(answer: Answer) -> list[str]:
-    """Return how many KV bytes the decode worker pulled for an answer, if it did."""
-    moved = answer.transfer.get("transferred_bytes")
-    if not moved:
-        return []
-    seconds = float(answer.transfer.get("transfer_seconds") or 0.0)
-    rate = f", {moved / seconds / 1e6:.0f} MB/s" if seconds else ""
-    return [f"KV blocks moved: {moved / 1024:.0f} KiB in {seconds * 1000:.1f} ms{rate}"]
 
 
 def _shortened(arguments: tuple[str, ...]) -> list[str]:

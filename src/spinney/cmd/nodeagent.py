@@ -27,7 +27,8 @@ from spinney.kube.client import KubeClient
 from spinney.kube.events import EventRecorder
 from spinney.kube.http import HttpTransport
 from spinney.kube.informer import Informer
-from spinney.local.cluster_config import read_nodes
+from spinney.local.cluster_config import DEFAULT_NETWORK, read_nodes
+from spinney.local.lifeline import die_with_parent
 from spinney.local.nodeagent import log_server
 from spinney.local.nodeagent.agent import BOUND_PODS, NodeAgent
 from spinney.local.nodeagent.launch import Launcher, surroundings
@@ -64,6 +65,11 @@ _DEFAULTS = Policy()
     help="YAML file that declares the nodes. [default: two racks of two hosts with four GPUs each]",
 )
 @click.option(
+    "--network",
+    default=DEFAULT_NETWORK,
+    help="Where nodes and pods have their addresses, unless the nodes file says.",
+)
+@click.option(
     "--state-dir",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
@@ -76,11 +82,16 @@ _DEFAULTS = Policy()
     help="Seconds before the second restart of a container; they double from there.",
 )
 def nodeagent(
-    kubeconfig: str, nodes_file: str | None, state_dir: Path, restart_backoff: float
+    kubeconfig: str,
+    nodes_file: str | None,
+    network: str,
+    state_dir: Path,
+    restart_backoff: float,
 ) -> None:
     """Run the pods that are bound to this machine's nodes as processes."""
     configure()
-    nodes = read_nodes(nodes_file)
+    die_with_parent(signal.SIGTERM)
+    nodes = read_nodes(nodes_file, network)
     policy = Policy(backoff_base_s=restart_backoff)
     asyncio.run(_run(Path(kubeconfig).absolute(), nodes, state_dir.absolute(), policy))
 

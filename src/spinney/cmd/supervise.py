@@ -131,6 +131,8 @@ async def _supervise(home: ClusterHome, port: int) -> None:
             str(home.kubeconfig),
             "--state-dir",
             str(home.agent),
+            "--network",
+            home.network,
             *nodes,
         ],
         home.logs / "nodeagent.log",

@@ -62,33 +62,38 @@ class NodeDeclaration:
         return str(next(ipaddress.IPv4Network(self.pod_range).hosts()))
 
 
-def default_nodes() -> tuple[NodeDeclaration, ...]:
-    """Return the nodes that ship with the package."""
+def default_nodes(network: str = DEFAULT_NETWORK) -> tuple[NodeDeclaration, ...]:
+    """Return the nodes that ship with the package, with addresses in *network*."""
     text = resources.files("spinney.local").joinpath("default_nodes.yaml").read_text()
-    return parse_nodes(text, source="default_nodes.yaml")
+    return parse_nodes(text, source="default_nodes.yaml", network=network)
 
 
-def read_nodes(path: str | Path | None) -> tuple[NodeDeclaration, ...]:
+def read_nodes(
+    path: str | Path | None, network: str = DEFAULT_NETWORK
+) -> tuple[NodeDeclaration, ...]:
     """Return the nodes declared in the file *path*, or the default ones.
 
-    Raises BadInputError when the file cannot be read or breaks a rule.
+    *network* is where their addresses are when the file names no network of its own. Raises
+    BadInputError when the file cannot be read or breaks a rule.
     """
     if path is None:
-        return default_nodes()
+        return default_nodes(network)
     try:
         text = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise BadInputError(f"nodes file {path}: cannot be read: {error}") from error
-    return parse_nodes(text, source=str(path))
+    return parse_nodes(text, source=str(path), network=network)
 
 
-def parse_nodes(text: str, *, source: str) -> tuple[NodeDeclaration, ...]:
+def parse_nodes(
+    text: str, *, source: str, network: str = DEFAULT_NETWORK
+) -> tuple[NodeDeclaration, ...]:
     """Return the nodes that YAML *text* declares; raise BadInputError with all that is wrong."""
     try:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise BadInputError(f"{source}: not valid YAML: {error}") from error
-    reader = _Reader()
+    reader = _Reader(network)
     nodes = reader.cluster(raw)
     if reader.errors:
         lines = "\n  ".join(reader.errors)
@@ -100,12 +105,13 @@ def parse_nodes(text: str, *, source: str) -> tuple[NodeDeclaration, ...]:
 class _Reader:
     """Reads JSON-like values and collects what is wrong with them."""
 
+    default_network: str
     errors: list[str] = field(default_factory=list)
     names: dict[str, str] = field(default_factory=dict)
 
     def cluster(self, raw: Any) -> tuple[NodeDeclaration, ...]:
         top = self._mapping(raw, "", {"network", "zone", "racks"})
-        network = self._network(top.get("network", DEFAULT_NETWORK))
+        network = self._network(top.get("network", self.default_network))
         zone = self._text(top, "zone", "", "local")
         racks = self._items(top, "racks", "")
         found: list[NodeDeclaration] = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,6 +74,14 @@ class ClusterHome:
     def record(self) -> Path:
         """Who supervises the cluster."""
         return self.root / "cluster.json"
+
+    @property
+    def network(self) -> str:
+        """Where nodes and pods have their addresses, unless the nodes file says.
+
+        It follows from the folder, so that clusters that run side by side seldom share one.
+        """
+        return f"127.{10 + zlib.crc32(str(self.root).encode()) % 240}.0.0/16"
 
     def prepare(self) -> None:
         """Make the folder, readable by its owner only: it holds keys."""
