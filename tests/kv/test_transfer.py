@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -21,7 +22,6 @@ from spinney.kv.transfer.wire import Ready
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -88,15 +88,21 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-def segments() -> set[str]:
-    return {path.name for path in segment.DIRECTORY.glob("spinney-kv-*")}
+def segments() -> int:
+    """How many segments this process has open."""
+    found = set()
+    for path in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if "memfd:spinney-kv" in str(path.readlink()):
+                found.add(path.stat().st_ino)
+    return len(found)
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["shared-memory", "tcp"])
 @pytest.mark.parametrize("count", [1, 3, 5000], ids=["small", "several", "five-megabytes"])
 def test_all_bytes_arrive_unchanged(shared: bool, count: int) -> None:
     async def main() -> None:
-        source, before = Blocks(count), segments()
+        source = Blocks(count)
         async with serving(source) as port:
             data, transport = await pulled(port, wanted(0, count), shared=shared)
             assert data == source.content.tobytes()
@@ -104,13 +110,13 @@ def test_all_bytes_arrive_unchanged(shared: bool, count: int) -> None:
             await until(lambda: source.ends == [(count * BLOCK, None)])
             tail, _ = await pulled(port, wanted(count - 1), shared=shared)
             assert tail == source.content.tobytes()[-BLOCK:]
-        assert segments() <= before
+        assert segments() == 0
 
     asyncio.run(main())
 
 
 def test_a_segment_that_cannot_be_seen_is_replaced_by_the_socket(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def main() -> None:
         source = Blocks(3)
@@ -118,7 +124,7 @@ def test_a_segment_that_cannot_be_seen_is_replaced_by_the_socket(
         async with serving(source) as port:
             data, transport = await pulled(port, wanted(0, 3), shared=True)
             assert (data, transport) == (source.content.tobytes(), "tcp")
-        monkeypatch.setattr(segment, "DIRECTORY", tmp_path / "absent")
+        monkeypatch.setattr(segment, "create", lambda size: None)
         async with serving(source) as port:
             data, transport = await pulled(port, wanted(0, 3), shared=True)
             assert (data, transport) == (source.content.tobytes(), "tcp")
@@ -126,9 +132,52 @@ def test_a_segment_that_cannot_be_seen_is_replaced_by_the_socket(
     asyncio.run(main())
 
 
-def test_names_that_are_no_segment_are_not_opened() -> None:
-    assert segment.attach("../etc/passwd", 10) is None
-    assert segment.attach("spinney-kv-" + "0" * 32, 10) is None
+def test_what_is_not_the_announced_segment_is_not_read(tmp_path: Path) -> None:
+    made = segment.create(4096)
+    assert made is not None
+    process, number, device, inode = made.address.split(":")
+    found = segment.attach(made.address, 4096)
+    assert found is not None
+    found.close()
+    for address in (
+        "../etc/passwd",
+        f"{process}:{number}:{device}:{int(inode) + 1}",
+        f"{process}:0:{device}:{inode}",
+        f"999999999:{number}:{device}:{inode}",
+    ):
+        assert segment.attach(address, 4096) is None
+    assert segment.attach(made.address, 5000) is None
+    made.close()
+    assert segments() == 0
+
+
+def test_a_segment_serves_again_only_after_its_reader_is_done() -> None:
+    async def main() -> None:
+        source = Blocks(3)
+        async with serving(source) as port:
+            for count in (1, 2, 3):
+                await pulled(port, wanted(0, 3), shared=True)
+                await until(lambda count=count: len(source.ends) == count)
+            await until(lambda: segments() == 1)
+            async with TcpConnector().pull("127.0.0.1", port, wanted(0, 3)) as first:
+                source.content = source.content[::-1].copy()
+                other, _ = await pulled(port, wanted(0, 3), shared=True)
+                assert other == source.content.tobytes()
+                assert first.data.tobytes() == source.content[::-1].tobytes()
+
+    asyncio.run(main())
+
+
+def test_idle_segments_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segment, "MAX_IDLE_BYTES", 2 * segment.SMALLEST_BYTES)
+    pool = segment.SegmentPool()
+    made = [pool.take(100) for _ in range(4)]
+    for found in made:
+        assert found is not None
+        pool.give_back(found)
+    assert segments() == 2
+    pool.close()
+    assert segments() == 0
 
 
 @pytest.mark.parametrize("failure", list(Failure))
@@ -265,7 +314,7 @@ def test_the_serving_side_learns_what_went_wrong_at_the_reader() -> None:
 
 def test_a_reader_that_gives_up_leaves_no_segment_behind() -> None:
     async def main() -> None:
-        source, before = Blocks(2), segments()
+        source = Blocks(2)
         async with serving(source) as port:
             entered = asyncio.Event()
 
@@ -279,7 +328,7 @@ def test_a_reader_that_gives_up_leaves_no_segment_behind() -> None:
             reader.cancel()
             await until(lambda: len(source.ends) == 1)
             assert source.ends[0][1] is not None
-        assert segments() <= before
+        assert segments() == 0
 
     asyncio.run(main())
 

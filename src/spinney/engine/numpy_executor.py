@@ -127,19 +127,16 @@ class NumpyExecutor:
 
     def read_blocks(self, block_ids: Sequence[int], out: ByteArray) -> None:
         """Copy blocks out; see `Executor.read_blocks`."""
-        wire = self._as_blocks(out, len(block_ids))
-        ids = np.asarray(block_ids, np.intp)
-        for layer in range(self._layout.layers):
-            wire[:, layer, 0] = self._keys[layer, ids]
-            wire[:, layer, 1] = self._values[layer, ids]
+        # Block by block, because indexing with many would make a copy of a copy.
+        for wire, block in zip(self._as_blocks(out, len(block_ids)), block_ids, strict=True):
+            wire[:, 0] = self._keys[:, block]
+            wire[:, 1] = self._values[:, block]
 
     def write_blocks(self, block_ids: Sequence[int], data: ByteArray) -> None:
         """Overwrite blocks; see `Executor.write_blocks`."""
-        wire = self._as_blocks(data, len(block_ids))
-        ids = np.asarray(block_ids, np.intp)
-        for layer in range(self._layout.layers):
-            self._keys[layer, ids] = wire[:, layer, 0]
-            self._values[layer, ids] = wire[:, layer, 1]
+        for wire, block in zip(self._as_blocks(data, len(block_ids)), block_ids, strict=True):
+            self._keys[:, block] = wire[:, 0]
+            self._values[:, block] = wire[:, 1]
 
     def close(self) -> None:
         """Drop the KV pool."""

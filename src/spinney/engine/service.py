@@ -178,8 +178,8 @@ class EngineService:
                     Failure.PROTOCOL,
                     f"{request.num_blocks} blocks were asked for, {len(blocks)} are there",
                 )
-            out = allocate(len(blocks) * self._layout.block_bytes)
-            return await self._thread.run(lambda: self._read(blocks, out))
+            size = len(blocks) * self._layout.block_bytes
+            return await self._thread.run(lambda: self._read(blocks, allocate(size)))
         finally:
             self._core.release_blocks(lease.blocks)
             self._wake.set()

@@ -69,6 +69,7 @@ class BlockSource(Protocol):
     async def take(self, request: PullRequest, allocate: Callable[[int], NDArray[np.uint8]]) -> int:
         """Check *request*, copy the blocks into ``allocate(bytes)``, end the lease.
 
+        *allocate* is called once at most, from any thread: making room for many bytes takes time.
         Returns the checksum of the bytes. Raises HandoverError to refuse.
         """
         ...

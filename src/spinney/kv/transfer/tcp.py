@@ -146,6 +146,7 @@ class TransferServer:
         self._source = source
         self._host = shm.host_identity()
         self._pulls = 0
+        self._segments = shm.SegmentPool()
         try:
             self._listener = socket.create_server((host, port), backlog=LISTEN_BACKLOG)
         except OSError as error:
@@ -165,6 +166,7 @@ class TransferServer:
                     group.create_task(self._connection(sock))
         finally:
             self._listener.close()
+            self._segments.close()
 
     async def _connection(self, sock: socket.socket) -> None:
         self._pulls += 1
@@ -199,7 +201,8 @@ class TransferServer:
             message.first_block,
             message.num_blocks,
         )
-        staging = _Staging(shared=bool(self._host) and message.host == self._host)
+        same_host = bool(self._host) and message.host == self._host
+        staging = _Staging(self._segments if same_host else None)
         try:
             total = await self._source.take(request, staging.allocate)
             failure: str | None = Failure.UNREACHABLE
@@ -213,44 +216,46 @@ class TransferServer:
 
 async def _deliver(sock: socket.socket, staging: _Staging, checksum: int) -> str | None:
     loop = asyncio.get_running_loop()
-    await send(sock, Ready(staging.num_bytes, checksum, staging.segment_name))
-    inline = staging.segment_name is None or not (await expect(sock, Opened)).ok
-    staging.unlink()
-    if inline:
+    await send(sock, Ready(staging.num_bytes, checksum, staging.address))
+    if staging.address is None or not (await expect(sock, Opened)).ok:
         await loop.sock_sendall(sock, staging.data.data)
-    return (await expect(sock, Done)).failure
+    done = await expect(sock, Done)
+    staging.reusable = True
+    return done.failure
 
 
 class _Staging:
     """Where the blocks of one pull are copied to: a segment, or memory of this process."""
 
-    def __init__(self, *, shared: bool) -> None:
-        self._shared = shared
+    def __init__(self, segments: shm.SegmentPool | None) -> None:
+        self._segments = segments
         self._segment: shm.Segment | None = None
         self.data: NDArray[np.uint8] = np.empty(0, np.uint8)
+        self.reusable = False
 
     @property
     def num_bytes(self) -> int:
         return int(self.data.nbytes)
 
     @property
-    def segment_name(self) -> str | None:
-        return None if self._segment is None else self._segment.name
+    def address(self) -> str | None:
+        return None if self._segment is None else self._segment.address
 
     def allocate(self, num_bytes: int) -> NDArray[np.uint8]:
-        if self._shared and num_bytes:
-            self._segment = shm.create(num_bytes)
+        if self._segments is not None and num_bytes:
+            self._segment = self._segments.take(num_bytes)
         if self._segment is not None:
-            self.data = self._segment.data
+            self.data = self._segment.data[:num_bytes]
         else:
             self.data = np.empty(num_bytes, np.uint8)
         return self.data
 
-    def unlink(self) -> None:
-        if self._segment is not None:
-            self._segment.unlink()
-
     def close(self) -> None:
         self.data = np.empty(0, np.uint8)
-        if self._segment is not None:
+        if self._segment is None or self._segments is None:
+            return
+        if self.reusable:
+            self._segments.give_back(self._segment)
+        else:
+            # Who knows whether the reader, or a copy not yet ended, still uses it.
             self._segment.close()

@@ -1,0 +1,125 @@
+"""Speed of KV hand-overs: one process serves blocks, another pulls, checks and stores them.
+
+    python benchmarks/handover_speed.py
+
+Both transports, several sizes. A pull is timed from the call to the bytes standing, checked, in the
+reader's block pool; MB are 10^6 bytes.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import argparse
+import multiprocessing as mp
+import statistics
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import uvloop
+
+from spinney.engine.checkpoint import load_checkpoint
+from spinney.engine.numpy_executor import NumpyExecutor
+from spinney.engine.random_model import FOUR_MILLION, write_random_model
+from spinney.engine.worker_thread import WorkerThread
+from spinney.kv.lease import Handle
+from spinney.kv.transfer.connector import Pulled, PullRequest, checksum
+from spinney.kv.transfer.tcp import TcpConnector, TransferServer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from multiprocessing.connection import Connection
+
+    from numpy.typing import NDArray
+
+BLOCK = 16
+
+
+class Source:
+    """Serves the first blocks of its pool to whoever asks."""
+
+    def __init__(self, executor: NumpyExecutor) -> None:
+        self.executor = executor
+        self.thread = WorkerThread("serving")
+
+    async def take(self, request: PullRequest, allocate: Callable[[int], NDArray[np.uint8]]) -> int:
+        def copy() -> int:
+            out = allocate(request.num_blocks * self.executor.layout.block_bytes)
+            self.executor.read_blocks(range(request.num_blocks), out)
+            return checksum(out)
+
+        return await self.thread.run(copy)
+
+    def ended(self, request: PullRequest, num_bytes: int, failure: str | None) -> None:
+        assert failure is None
+
+
+def make_executor(model: str, num_blocks: int) -> NumpyExecutor:
+    return NumpyExecutor(load_checkpoint(Path(model)), num_blocks=num_blocks, block_size=BLOCK)
+
+
+def serve(model: str, num_blocks: int, pipe: Connection) -> None:
+    async def main() -> None:
+        executor = make_executor(model, num_blocks)
+        noise = np.random.default_rng(1).standard_normal(executor._keys.shape, np.float32)
+        executor._keys[:] = executor._values[:] = noise
+        server = TransferServer(Source(executor), "127.0.0.1", 0)
+        pipe.send(server.port)
+        await server.serve()
+
+    uvloop.run(main())
+
+
+def store(executor: NumpyExecutor, pulled: Pulled) -> None:
+    assert checksum(pulled.data) == pulled.checksum
+    executor.write_blocks(range(pulled.data.nbytes // executor.layout.block_bytes), pulled.data)
+
+
+async def measure(model: str, port: int, num_blocks: int, repeat: int) -> None:
+    executor, thread = make_executor(model, num_blocks), WorkerThread("reading")
+    for shared in (True, False):
+        connector = TcpConnector(shared_memory=shared)
+        for count in (4, 64, num_blocks):
+            times = []
+            for _ in range(repeat):
+                started = time.perf_counter()
+                request = PullRequest(Handle("h"), "", "", 0, count)
+                async with connector.pull("127.0.0.1", port, request) as pulled:
+                    await thread.run(partial(store, executor, pulled))
+                times.append(time.perf_counter() - started)
+            size = count * executor.layout.block_bytes
+            best, median = min(times), statistics.median(times)
+            print(
+                f"{'shared memory' if shared else 'tcp':<14} {count * BLOCK:>6} tokens "
+                f"{size / 1e6:>8.2f} MB   best {best * 1e3:>7.2f} ms {size / best / 1e6:>7,.0f} "
+                f"MB/s   median {median * 1e3:>7.2f} ms {size / median / 1e6:>7,.0f} MB/s",
+                flush=True,
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeat", type=int, default=30)
+    parser.add_argument("--blocks", type=int, default=1024)
+    arguments = parser.parse_args()
+    context = mp.get_context("spawn")
+    with tempfile.TemporaryDirectory() as scratch:
+        model = str(write_random_model(Path(scratch) / "model", FOUR_MILLION))
+        ours, theirs = context.Pipe()
+        process = context.Process(target=serve, args=(model, arguments.blocks, theirs), daemon=True)
+        process.start()
+        try:
+            uvloop.run(measure(model, ours.recv(), arguments.blocks, arguments.repeat))
+        finally:
+            process.terminate()
+            process.join(10)
+
+
+if __name__ == "__main__":
+    main()
