@@ -78,7 +78,9 @@ async def cluster(root: Path) -> AsyncIterator[tuple[KubeClient, Agent]]:
         if agent.process is not None and agent.process.poll() is None:
             agent.process.kill()
             agent.process.wait()
-        await until(lambda: not agent.marked(), "nothing is left")
+        for pid in agent.marked():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         server.stop()
         await serving
         await api.close()

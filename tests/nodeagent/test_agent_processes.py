@@ -236,6 +236,17 @@ def test_deletion_asks_then_forces_and_takes_grandchildren_along(tmp_path: Path)
     with_processes(tmp_path, story)
 
 
+def test_what_a_program_leaves_in_its_group_ends_with_it(tmp_path: Path) -> None:
+    async def story(bench: Bench) -> None:
+        left = "env -i sleep 300 >/dev/null 2>&1 & echo $!"
+        await bench.create(pod("p", sh(left), restartPolicy="Never"))
+        await bench.until("p", phase("Succeeded"))
+        pid = int(await bench.log("p"))
+        await eventually(lambda: not alive(pid), "it lives on")
+
+    with_processes(tmp_path, story)
+
+
 def test_a_pod_removed_by_force_is_killed(tmp_path: Path) -> None:
     async def story(bench: Bench) -> None:
         await bench.create(pod("p", sh("trap '' TERM; echo $$$$; while :; do sleep 0.05; done")))
