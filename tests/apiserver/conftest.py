@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -120,3 +124,54 @@ def make_api() -> Iterator[Callable[..., Api]]:
     yield make
     for server in made:
         server.close()
+
+
+class ServerProcess:
+    """An API server in a process of its own, on the state in *directory*."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        program = Path(__file__).with_name("apiserver_process.py")
+        self.process = subprocess.Popen(
+            [sys.executable, str(program), str(directory)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        self.url = self.process.stdout.readline().strip()
+
+    @property
+    def kubeconfig(self) -> Path:
+        return self.directory / "kubeconfig"
+
+    @property
+    def token(self) -> str:
+        return (self.directory / "pki/token").read_text().strip()
+
+    def trust(self) -> ssl.SSLContext:
+        return ssl.create_default_context(cafile=str(self.directory / "pki/ca.crt"))
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate(timeout=10)
+
+    def stop(self) -> tuple[int, str]:
+        """Ask it to stop; return its exit code and what it said."""
+        _, said = self.process.communicate(timeout=15)
+        return self.process.returncode, said
+
+
+@pytest.fixture(scope="session")
+def start_server() -> Iterator[Callable[[Path], ServerProcess]]:
+    started: list[ServerProcess] = []
+
+    def start(directory: Path) -> ServerProcess:
+        started.append(ServerProcess(directory))
+        return started[-1]
+
+    yield start
+    for server in started:
+        if server.process.poll() is None:
+            server.kill()

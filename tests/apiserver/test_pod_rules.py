@@ -431,3 +431,37 @@ def test_reviews_allow_everything(api):
     path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
     obj = api.ok("POST", path, {"spec": {"resourceAttributes": {"verb": "get"}}})
     assert obj["status"]["allowed"] is True
+
+
+MISTYPED = [
+    ({"containers": "main"}, "spec.containers: a list is needed, a string was found"),
+    ({"containers": [{"name": 5, "image": "i"}]}, "spec.containers[0].name: a string is needed"),
+    ({"nodeSelector": {"a": True}}, "spec.nodeSelector.a: a string is needed, a boolean was found"),
+    ({"hostNetwork": "yes"}, "spec.hostNetwork: a boolean is needed"),
+    ({"terminationGracePeriodSeconds": "30"}, "a whole number is needed"),
+]
+
+
+@pytest.mark.parametrize(("spec", "says"), MISTYPED)
+def test_values_of_the_wrong_type_are_refused_with_their_path(api, spec, says):
+    body = pod("p")
+    body["spec"] |= spec
+    status, reply = api.call("POST", PODS, body)
+    assert (status, says in reply["message"]) == (400, True), reply
+    api.ok("POST", PODS, pod("p"))
+    status, reply = api.call("PATCH", f"{PODS}/p", {"spec": spec}, content_type=MERGE_PATCH)
+    assert (status, says in reply["message"]) == (400, True), reply
+
+
+@pytest.mark.parametrize(("mode", "code"), [("Strict", 400), ("Warn", 201), ("Ignore", 201)])
+def test_unknown_fields_of_pods_are_told_of_and_kept(api, mode, code):
+    body = msgspec.json.encode(pod("p", container("m", imagee="x"), nodeNaem="n"))
+    response = api.send(ApiRequest("POST", PODS, {"fieldValidation": mode}, body))
+    assert response.status == code
+    if mode == "Strict":
+        text = response.body.decode()
+        assert "spec.nodeNaem" in text
+        assert "spec.containers[0].imagee" in text
+        return
+    assert ("warning" in response.headers) == (mode == "Warn")
+    assert api.ok("GET", f"{PODS}/p")["spec"]["nodeNaem"] == "n"

@@ -70,7 +70,7 @@ def test_generated_names_start_with_what_was_asked_for_and_differ(api):
             cm("b", labels={"a b": "c"}), 422, "Invalid", "metadata.labels", id="label key"
         ),
         pytest.param(cm("b", labels={"a": "-"}), 422, "Invalid", "metadata.labels", id="label"),
-        pytest.param(cm("b", labels={"a": 1}), 422, "Invalid", "labels.a", id="label type"),
+        pytest.param(cm("b", labels={"a": 1}), 400, "BadRequest", "labels.a", id="label type"),
         pytest.param(
             cm("b", ownerReferences=[{"uid": "u"}]), 422, "Invalid", "[0].kind", id="owner"
         ),

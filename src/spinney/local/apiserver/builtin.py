@@ -7,6 +7,7 @@ Nothing runs Deployments, Jobs or DaemonSets, allocates service addresses or enf
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from spinney.api import core
@@ -15,6 +16,7 @@ from spinney.api.resource import Resource
 from spinney.local.apiserver import columns, crd, pods
 from spinney.local.apiserver.events import EventsView
 from spinney.local.apiserver.kinds import Kind, ScalePaths
+from spinney.local.apiserver.protobuf import message_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,7 +55,14 @@ def _paths(*names: str) -> Mapping[str, Path]:
 
 def kinds() -> list[Kind]:
     """Return the built-in kinds, in the order in which discovery lists them."""
-    return [*_core(), *_workloads(), *_policies(), *_cluster()]
+    found = [*_core(), *_workloads(), *_policies(), *_cluster()]
+    return [replace(kind, message=_message(kind.resource)) for kind in found]
+
+
+def _message(resource: Resource) -> str:
+    if resource.group == "events.k8s.io":
+        return message_name("v1", "Event")  # What is checked is what is stored.
+    return message_name(resource.api_version, resource.kind)
 
 
 def _core() -> list[Kind]:

@@ -180,13 +180,13 @@ async def _body(receive: Receive) -> bytes | None:
             return None
         part = message.get("body", b"")
         size += len(part)
-        # One byte over the bound is enough for the request to be refused.
-        if size <= MAX_BODY_BYTES + 1:
+        if size <= MAX_BODY_BYTES:
             parts.append(part)
-        elif not parts or len(parts[-1]) <= MAX_BODY_BYTES:
-            parts = [b" " * (MAX_BODY_BYTES + 1)]
+        else:
+            parts.clear()
         if not message.get("more_body"):
-            return b"".join(parts)
+            # A body over the bound is dropped; any other of that size is refused like it.
+            return b"".join(parts) if size <= MAX_BODY_BYTES else b" " * (MAX_BODY_BYTES + 1)
 
 
 def _start(response: ApiResponse, length: int | None) -> Message:

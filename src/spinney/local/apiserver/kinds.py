@@ -115,6 +115,8 @@ class Kind:
     """Of custom resources."""
     view: View | None = None
     """None when what is stored is what is served."""
+    message: str = ""
+    """Which entry of the table of fields describes it; empty if none does."""
 
     @property
     def custom(self) -> bool:

@@ -15,6 +15,7 @@ import msgspec
 from spinney.api.admission import AdmissionRequest, FieldError
 from spinney.clock import parse_rfc3339, rfc3339
 from spinney.errors import SpinneyError
+from spinney.local.apiserver import fieldtypes
 from spinney.local.apiserver.names import metadata_errors, name_error
 from spinney.local.apiserver.patching import tracked
 from spinney.local.apiserver.refusal import (
@@ -476,7 +477,9 @@ class Objects:
     ) -> Unstructured:
         """Return *obj* with defaults; raise Invalid naming every rule it breaks."""
         if kind.schema is not None:
-            self._prune(kind, obj, options, warnings)
+            _tell(kind.schema.prune_and_default(obj), options, warnings)
+        elif kind.message and options is not SYSTEM:
+            self._check_fields(kind, obj, old, options, warnings)
         if kind.default is not None:
             kind.default(obj, old, self)
         hooks = () if subresource else self._hooks.get(kind.storage, ())
@@ -500,17 +503,19 @@ class Objects:
             raise invalid(kind.resource, meta.get("name", ""), errors)
         return obj
 
-    def _prune(
-        self, kind: Kind, obj: Unstructured, options: WriteOptions, warnings: list[str]
+    def _check_fields(
+        self,
+        kind: Kind,
+        obj: Unstructured,
+        old: Unstructured | None,
+        options: WriteOptions,
+        warnings: list[str],
     ) -> None:
-        assert kind.schema is not None
-        unknown = kind.schema.prune_and_default(obj)
-        if not unknown or options.field_validation == "Ignore":
-            return
-        lines = [f'unknown field "{path}"' for path in unknown]
-        if options.field_validation == "Strict":
-            raise bad_request(f"strict decoding error: {', '.join(lines)}")
-        warnings += lines[:MAX_WARNINGS]
+        found = fieldtypes.check(kind.message, obj, old)
+        mistyped = [f"{path}: {what}" for path, what in found if what]
+        if mistyped:
+            raise bad_request(f"{kind.resource.kind} cannot be read: {'; '.join(mistyped)}")
+        _tell([path for path, _ in found], options, warnings)
 
     def _hook_default(
         self,
@@ -584,6 +589,16 @@ class Objects:
         if self._stamp[0] != second:
             self._stamp = (second, rfc3339(second))
         return self._stamp[1]
+
+
+def _tell(unknown: Sequence[str], options: WriteOptions, warnings: list[str]) -> None:
+    """Refuse unknown fields, or warn of them, as the client wishes."""
+    if not unknown or options.field_validation == "Ignore":
+        return
+    lines = [f'unknown field "{path}"' for path in unknown]
+    if options.field_validation == "Strict":
+        raise bad_request(f"strict decoding error: {', '.join(lines)}")
+    warnings += lines[:MAX_WARNINGS]
 
 
 def _part_written(

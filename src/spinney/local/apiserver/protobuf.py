@@ -89,7 +89,6 @@ _POINTERS = frozenset(
         "setHostnameAsFQDN",
         "shareProcessNamespace",
         "startingDeadlineSeconds",
-        "storageClassName",
         "successfulJobsHistoryLimit",
         "suspend",
         "terminationGracePeriodSeconds",
@@ -140,7 +139,7 @@ def decode(data: bytes) -> dict[str, Any]:
         raise bad_request("the body does not start like Kubernetes' protobuf")
     try:
         return _envelope(memoryview(data)[len(_MAGIC) :])
-    except (IndexError, ValueError, UnicodeDecodeError) as error:
+    except (IndexError, ValueError, TypeError, OverflowError, msgspec.DecodeError) as error:
         raise bad_request(f"the body is not valid protobuf: {error}") from error
 
 
@@ -176,14 +175,12 @@ def _message(name: str, data: Any, depth: int) -> dict[str, Any]:
                 f"field {number} of {name} is not known as protobuf; send application/json",
             )
         if field.mapped:
-            entry = {n: value for n, _, value in _parts(raw)}
-            value = _value(field, 2, entry.get(2, b""), depth)
-            key = bytes(entry.get(1, b"")).decode()
+            key, value = _entry(field, wire, raw, depth)
             result.setdefault(field.name, {})[key] = "" if value is None else value
         elif field.repeated:
-            values = _packed(raw) if wire == 2 and field.type == "i" else [raw]
+            packed = wire == 2 and field.type == "i"
             items = result.setdefault(field.name, [])
-            items += [_value(field, wire, value, depth) for value in values]
+            items += _packed(raw) if packed else [_value(field, wire, raw, depth)]
         elif field.inline:
             result |= _message(field.type, raw, depth + 1)
         else:
@@ -193,12 +190,26 @@ def _message(name: str, data: Any, depth: int) -> dict[str, Any]:
     return result
 
 
+def _entry(field: Field, wire: int, raw: Any, depth: int) -> tuple[str, Any]:
+    if wire != 2:
+        raise ValueError(f"{field.name} has the wrong wire type {wire}")
+    parts = {number: (kind, value) for number, kind, value in _parts(raw)}
+    key_wire, key = parts.get(1, (2, b""))
+    if key_wire != 2:
+        raise ValueError(f"{field.name} has a key that is no text")
+    return bytes(key).decode(), _value(field, *parts.get(2, (2, b"")), depth)
+
+
 def _kept(field: Field, value: Any) -> bool:
     """Tell whether an empty value says something."""
+    if isinstance(value, str):
+        return field.name == "storageClassName"
     return isinstance(value, dict) or field.name in _POINTERS
 
 
 def _value(field: Field, wire: int, raw: Any, depth: int) -> Any:
+    if (wire == 0) != (field.type in ("o", "i")):
+        raise ValueError(f"{field.name} has the wrong wire type {wire}")
     match field.type:
         case "s":
             return bytes(raw).decode()
