@@ -94,7 +94,7 @@ class _Process:
 @click.option("--kv-events-endpoint", help="Publish KV events here, as tcp://*:5557.")
 @click.option("--kv-events-replay-endpoint", help="Answer replay requests, as tcp://*:5558.")
 @click.option("--kv-events-topic", default="", help="First frame of KV events.")
-@click.option("--drain-timeout", default=30.0, help="Seconds running work may take after SIGTERM.")
+@click.option("--drain-timeout", default=25.0, help="Seconds running work may take after SIGTERM.")
 @click.option("--seed", type=int, help="Seed of requests that bring none.")
 @click.option("--log-level", default="info")
 @click.option("--log-json", is_flag=True, help="Log lines as JSON.")
