@@ -3,7 +3,9 @@ scheduler that binds whatever is released to it unless it is told to hold."""
 
 from __future__ import annotations
 
+import asyncio
 import copy
+import random
 from typing import TYPE_CHECKING, Any
 
 from spinney.api import codec
@@ -15,6 +17,8 @@ from spinney.api.grove_admission import GroveAdmission
 from spinney.api.podgang import PodGang
 from spinney.controllers.pod_state import is_ready
 from spinney.controllers.setup import register
+from spinney.kube.client import KubeClient
+from spinney.kube.transport import ApiResponse
 from spinney.local.apiserver.server import ApiServer
 from spinney.sim.cluster import SimulatedNode, simulate
 from spinney.sim.kubelet import KubeletModel
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     from spinney.ids import IdSource
     from spinney.kube.controller import Result, Runtime
     from spinney.kube.events import EventRecorder
+    from spinney.kube.transport import ApiRequest
     from spinney.sim.cluster import SimulatedCluster
 
 NS = "default"
@@ -85,12 +90,33 @@ class Quota:
         return Verdict()
 
 
+class Unreliable:
+    """An API that is busy now and then and, told to, ends all watches."""
+
+    def __init__(self, inner: ApiServer, rng: random.Random) -> None:
+        self.inner = inner
+        self.busy = 0.0
+        self._rng = rng
+
+    async def send(self, request: ApiRequest) -> ApiResponse:
+        if request.method != "GET" and self._rng.random() < self.busy:
+            body = b'{"kind":"Status","status":"Failure","code":503,"message":"busy"}'
+            return ApiResponse(503, body)
+        return await self.inner.send(request)
+
+    async def close(self) -> None:
+        await self.inner.close()
+
+
 class Farm:
     """What a scene works with."""
 
-    def __init__(self, cluster: SimulatedCluster, binder: Binder, quota: Quota) -> None:
+    def __init__(
+        self, cluster: SimulatedCluster, binder: Binder, quota: Quota, api: Unreliable
+    ) -> None:
         self.cluster = cluster
-        self.client = cluster.client
+        self.client = KubeClient(api.inner)
+        self.api = api
         self.binder = binder
         self.quota = quota
 
@@ -128,11 +154,13 @@ class Farm:
 
     async def quiet(self, within_s: float = 120, rest_s: float = 5) -> None:
         """Wait until nothing has been written for *rest_s* simulated seconds."""
-        writes = self.cluster.transport.writes
-        loop_time = self.cluster.clock.now
+        writes, clock = self.cluster.transport.writes, self.cluster.clock
+        called_s = asyncio.get_running_loop().time()
+        epoch_s = clock.now() - called_s
 
         async def holds() -> bool:
-            return bool(writes) and loop_time() - 1_767_225_600.0 - writes[-1].at_s > rest_s
+            last_s = max(called_s, writes[-1].at_s if writes else 0.0)
+            return clock.now() - epoch_s - last_s > rest_s
 
         await self.until(holds, "no more writes", within_s)
 
@@ -144,13 +172,16 @@ class Farm:
 def play(scene: Callable[[Farm], Awaitable[None]], *, seed: int = 1) -> None:
     """Run *scene* on a new cluster in simulated time."""
     binder, quota = Binder(), Quota()
+    made: list[Unreliable] = []
 
-    def api(clock: Clock, ids: IdSource) -> ApiServer:
+    def api(clock: Clock, ids: IdSource) -> Unreliable:
         hooks = [GroveAdmission(), quota]
-        return ApiServer(clock, ids, hooks=hooks, definitions=crd_documents())
+        server = ApiServer(clock, ids, hooks=hooks, definitions=crd_documents())
+        made.append(Unreliable(server, random.Random(f"api/{seed}")))
+        return made[0]
 
     async def main(cluster: SimulatedCluster) -> None:
-        await scene(Farm(cluster, binder, quota))
+        await scene(Farm(cluster, binder, quota, made[0]))
 
     simulate(
         main,

@@ -1,0 +1,195 @@
+"""Random edits, failures and faults: the controllers converge and keep their promises."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.controllers.farm import NS, Farm, clique, pcs, play
+
+from spinney.api.core import Pod, Service
+from spinney.api.grove import PodClique, PodCliqueScalingGroup, PodCliqueSet
+from spinney.api.podgang import PodGang
+from spinney.controllers.pod_state import is_gated, is_live, is_ready
+from spinney.kube.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from spinney.api.meta import KubeObject
+
+GROUP = {"name": "g", "cliqueNames": ["b", "c"], "replicas": 2, "minAvailable": 1}
+SERVICE = pcs(clique("a", 2, min=1), clique("b"), clique("c", 2, min=2), groups=[GROUP])
+TEMPLATE = {"a": (2, 1), "b": (1, 1), "c": (2, 2)}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that happens, and how long nothing else does after it."""
+
+    what: str
+    pick: int
+    count: int
+    then_s: float
+
+
+steps = st.builds(
+    Step,
+    st.sampled_from(
+        [
+            "scale set",
+            "scale group",
+            "scale clique",
+            "delete pod",
+            "delete pod",
+            "fail pod",
+            "delete clique",
+            "delete gang",
+            "delete service",
+            "end watches",
+            "busy api",
+        ]
+    ),
+    st.integers(0, 30),
+    st.integers(0, 3),
+    st.sampled_from([0.0, 0.001, 0.03, 0.3, 2.0]),
+)
+
+
+def target(replicas: int | None, minimum: int | None) -> int:
+    wanted = replicas or 0
+    return max(wanted, minimum or 0) if wanted else 0
+
+
+class Watcher:
+    """Looks at every state there is and remembers how many pods a clique may have had."""
+
+    def __init__(self, farm: Farm) -> None:
+        self.farm = farm
+        self.allowed: dict[str, int] = {}
+
+    async def look(self) -> None:
+        for found in (await self.farm.client.list(PodClique, NS)).items:
+            uid, now = found.metadata.uid, target(found.spec.replicas, found.spec.min_available)
+            self.allowed[uid] = max(self.allowed.get(uid, 0), now)
+        pods = [p for p in (await self.farm.client.list(Pod, NS)).items if is_live(p)]
+        by_owner: dict[str, list[Pod]] = {}
+        for pod in pods:
+            by_owner.setdefault(pod.controller_uid() or "", []).append(pod)
+        for uid, found_pods in by_owner.items():
+            if uid not in self.allowed:
+                continue
+            assert len(found_pods) <= self.allowed[uid], [p.name for p in found_pods]
+            indices = [p.labels["grove.io/podclique-pod-index"] for p in found_pods]
+            assert len(indices) == len(set(indices)), indices
+
+    async def run(self) -> None:
+        while True:
+            await self.look()
+            await asyncio.sleep(0.1)
+
+
+async def _pick(farm: Farm, kind: type[Any], index: int) -> Any:
+    found = (await farm.client.list(kind, NS)).items
+    return found[index % len(found)] if found else None
+
+
+async def happen(farm: Farm, step: Step) -> None:
+    kinds: dict[str, type[KubeObject]] = {
+        "set": PodCliqueSet,
+        "group": PodCliqueScalingGroup,
+        "clique": PodClique,
+        "pod": Pod,
+        "gang": PodGang,
+        "service": Service,
+    }
+    verb, noun = step.what.split()
+    if noun == "watches":
+        farm.api.inner.end_streams()
+        return
+    if noun == "api":
+        farm.api.busy = 0.3 if not farm.api.busy else 0.0
+        return
+    obj = await _pick(farm, kinds[noun], step.pick)
+    if obj is None:
+        return
+    try:
+        if verb == "scale":
+            await farm.client.set_scale(kinds[noun], obj.name, step.count, NS)
+        elif verb == "delete":
+            await farm.client.delete(kinds[noun], obj.name, NS)
+        else:
+            patch = {"status": {"phase": "Failed"}}
+            await farm.client.patch(Pod, obj.name, patch, NS, subresource="status")
+    except NotFoundError:
+        return
+
+
+async def wanted_pods(farm: Farm) -> dict[str, int]:
+    """How many pods each clique has to have, from what the user's objects say."""
+    want: dict[str, int] = {}
+    replicas = (await farm.set()).spec.replicas or 0
+    groups = {g.name: g for g in (await farm.client.list(PodCliqueScalingGroup, NS)).items}
+    for i in range(replicas):
+        spec = groups[f"s-{i}-g"].spec
+        names = [f"s-{i}-a"]
+        for j in range(target(spec.replicas, spec.min_available)):
+            names += [f"s-{i}-g-{j}-b", f"s-{i}-g-{j}-c"]
+        for name in names:
+            found = (await farm.clique(name)).spec
+            want[name] = target(found.replicas, found.min_available)
+    return want
+
+
+async def converged(farm: Farm) -> None:
+    await farm.quiet(within_s=900, rest_s=70)
+    want = await wanted_pods(farm)
+    found = [p for p in (await farm.client.list(Pod, NS)).items if not p.deleting]
+    have: dict[str, int] = {}
+    for pod in found:
+        name = pod.labels["grove.io/podclique"]
+        have[name] = have.get(name, 0) + 1
+    assert have == {name: count for name, count in want.items() if count}
+    assert not [pod.name for pod in found if is_gated(pod)]
+    assert all(map(is_ready, found))
+    names = await farm.names(PodClique)
+    assert sorted(names) == sorted(want)
+    replicas = (await farm.set()).spec.replicas or 0
+    assert await farm.names(Service) == [f"s-{i}" for i in range(replicas)]
+    gangs = await farm.client.list(PodGang, NS)
+    listed = {
+        r.name for g in gangs.items for group in g.spec.pod_groups for r in group.pod_references
+    }
+    assert listed == {pod.name for pod in found}
+    assert (await farm.set()).status.available_replicas == replicas
+
+
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+@given(script=st.lists(steps, min_size=1, max_size=12), seed=st.integers(0, 1000))
+def test_whatever_happens_the_controllers_converge(script: list[Step], seed: int) -> None:
+    async def scene(farm: Farm) -> None:
+        await farm.apply(SERVICE)
+        watcher = Watcher(farm)
+        watching = asyncio.get_running_loop().create_task(watcher.run())
+        for step in script:
+            await watcher.look()
+            await happen(farm, step)
+            await watcher.look()
+            await asyncio.sleep(step.then_s)
+        farm.api.busy = 0.0
+        await asyncio.sleep(3)
+        watching.cancel()
+        (ended,) = await asyncio.gather(watching, return_exceptions=True)
+        assert isinstance(ended, asyncio.CancelledError), ended
+        await converged(farm)
+        await farm.client.delete(PodCliqueSet, "s", NS)
+        await farm.quiet()
+        for kind in (PodCliqueSet, PodClique, PodCliqueScalingGroup, PodGang, Pod, Service):
+            assert (await farm.client.list(kind, NS)).items == [], kind
+
+    play(scene, seed=seed)
