@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -71,6 +72,18 @@ class Process:
         request = urllib.request.Request(self.url + path, data)
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.load(answer)
+
+    def text(self, path: str) -> str:
+        with urllib.request.urlopen(self.url + path, timeout=30) as answer:
+            return str(answer.read().decode())
+
+    def wait_metric(self, name: str, value: float) -> None:
+        until = time.perf_counter() + 10
+        while not any(
+            line.startswith(name + "{") and float(line.rsplit(" ", 1)[1]) == value
+            for line in self.text("/metrics").splitlines()
+        ):
+            assert time.perf_counter() < until, f"{name} does not become {value}"
 
     def status(self, path: str) -> int:
         try:
@@ -221,3 +234,18 @@ def test_help_shows_examples_and_loads_no_numpy() -> None:
     )
     assert "Examples:" in done.stdout
     assert "--role" in done.stdout
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_a_closed_connection_frees_the_blocks(start: Any, stream: bool) -> None:
+    engine = start("e").wait_ready()
+    body = {"prompt": [5], "max_tokens": 1000, "ignore_eos": True, "stream": stream}
+    raw = json.dumps(body).encode()
+    address = engine.url.removeprefix("http://").split(":")
+    with socket.create_connection((address[0], int(address[1]))) as client:
+        head = f"POST /v1/completions HTTP/1.1\r\nhost: e\r\ncontent-length: {len(raw)}\r\n\r\n"
+        client.sendall(head.encode() + raw)
+        engine.wait_metric("vllm:num_requests_running", 1)
+    engine.wait_metric("vllm:num_requests_running", 0)
+    engine.wait_metric("vllm:kv_cache_usage_perc", 0)
+    assert 'finished_reason="abort"' in engine.text("/metrics")

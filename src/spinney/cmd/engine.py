@@ -25,7 +25,7 @@ from spinney.errors import BadInputError
 from spinney.ids import RandomIds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Coroutine, Iterator
 
     from spinney.engine.assembly import Engine, EngineSettings
 
@@ -184,17 +184,29 @@ async def _run(built: Engine, listener: socket.socket, process: _Process) -> Non
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _on_signal, stop)
     server = _http_server(built)
+    failures: list[Exception] = []
+
+    async def watched(part: Coroutine[Any, Any, None]) -> None:
+        """Run *part*; when it fails, stop the rest in order, so that clients get their answers."""
+        try:
+            await part
+        except Exception as error:  # noqa: BLE001 - raised below, when all are told
+            failures.append(error)
+            stop.set()
+
     async with asyncio.TaskGroup() as group:
-        parts = [group.create_task(built.service.run())]
+        parts = [group.create_task(watched(built.service.run()))]
         if built.transfer is not None:
-            parts.append(group.create_task(built.transfer.serve()))
+            parts.append(group.create_task(watched(built.transfer.serve())))
         http = group.create_task(server.serve(sockets=[listener]))
         await stop.wait()
-        await built.service.drain(process.drain_timeout_s)
+        await built.service.drain(0 if failures else process.drain_timeout_s)
         server.should_exit = True
         await http
         for part in parts:
             part.cancel()
+    if failures:
+        raise failures[0]
 
 
 def _on_signal(stop: asyncio.Event) -> None:
