@@ -249,6 +249,26 @@ case(
     gangs=[gang("g", group("p", sizes=[5, 4, 4, 3, 2, 2]))],
 )
 case(
+    "nodes that are alike may have to be filled alike",
+    {"g": ["a"] * 3 + ["b"] * 3},
+    nodes=[node("a", 9), node("b", 9)],
+    gangs=[gang("g", group("p", sizes=[4, 4, 3, 3, 2, 2]))],
+)
+case(
+    "groups that each need a rack may share one",
+    {"g": ["a", "a"]},
+    levels=LEVELS,
+    nodes=[node("a", 2, "r1", "z1"), node("b", 1, "r2", "z2")],
+    gangs=[
+        gang(
+            "g",
+            group("x", 1, 1, required="rack"),
+            group("y", 1, 1, required="rack"),
+            required="zone",
+        )
+    ],
+)
+case(
     "a preferred rack is one where one will do",
     {"g": ["c", "d"]},
     levels=LEVELS,

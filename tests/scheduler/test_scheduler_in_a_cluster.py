@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import contextlib
 import json
 import random
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,6 @@ from spinney.api.podgang import PodGang
 from spinney.clock import LoopClock
 from spinney.ids import RandomIds
 from spinney.kube.controller import Runtime
-from spinney.kube.errors import ConflictError
 from spinney.kube.events import EventRecorder
 from spinney.kube.transport import ApiRequest, ApiResponse, TransportError
 from spinney.local.apiserver.server import ApiServer
@@ -39,16 +37,19 @@ NODES = [SimulatedNode(f"n{i}", {"rack": f"r{i // 2}"}, gpus=4) for i in range(4
 
 
 class Faulty:
-    """Answers requests that `refuse` picks with 503, or not at all."""
+    """Answers requests that `refuse` picks with 503, or not at all; lets others in between."""
 
     def __init__(self, inner: Transport) -> None:
         self._inner = inner
         self.refuse: Callable[[ApiRequest], bool] = lambda _: False
         self.drop_replies: Callable[[ApiRequest], bool] = lambda _: False
+        self.before: Callable[[ApiRequest], Awaitable[None]] | None = None
 
     async def send(self, request: ApiRequest) -> ApiResponse:
         if self.refuse(request):
             return ApiResponse(503, b'{"kind":"Status","code":503,"message":"busy"}')
+        if self.before is not None:
+            await self.before(request)
         response = await self._inner.send(request)
         if self.drop_replies(request):
             raise TransportError("the connection broke before the reply")
@@ -240,31 +241,40 @@ def test_a_restart_at_any_moment_binds_nothing_twice_and_finishes_the_work(seed:
 
 def test_other_writers_of_the_gangs_conditions_lose_nothing() -> None:
     async def scene(cluster: SimulatedCluster) -> PodGang:
-        async def meddle() -> None:
-            for turn in range(40):
-                found = await cluster.client.get(PodGang, "g", "default")
-                other = {"type": "Initialized", "status": str(turn % 2 == 0)}
-                kept = [
-                    {"type": c.type, "status": c.status, "reason": c.reason, "message": c.message}
-                    for c in found.status.conditions
-                    if c.type != "Initialized"
-                ]
-                patch = {
-                    "metadata": {"resourceVersion": found.metadata.resource_version},
-                    "status": {"conditions": [*kept, other]},
-                }
-                with contextlib.suppress(ConflictError):
-                    await cluster.client.patch(PodGang, "g", patch, "default", subresource="status")
-                await asyncio.sleep(0.001)
+        meddled = 0
 
+        async def meddle(request: ApiRequest) -> None:
+            """Write another condition just before the scheduler's own write arrives."""
+            nonlocal meddled
+            ours = request.path.endswith("podgangs/g/status") and b"Scheduled" in request.body
+            if not ours or meddled == 2:
+                return
+            meddled += 1
+            condition = {"type": "Initialized", "status": f"Turn{meddled}"}
+            patch = {"status": {"conditions": [condition]}}
+            await cluster.client.patch(PodGang, "g", patch, "default", subresource="status")
+
+        faults(cluster).before = meddle
         await create(cluster, gang("g", 4))
-        await meddle()
         await asyncio.sleep(5)
+        assert meddled == 2
         return await cluster.client.get(PodGang, "g", "default")
 
     conditions = {c.type: c.status for c in play(scene).status.conditions}
 
-    assert conditions == {"Scheduled": "True", "Initialized": "False"}
+    assert conditions == {"Scheduled": "True", "Initialized": "Turn2"}
+
+
+def test_what_is_said_of_a_pod_is_not_said_again_in_the_next_cycle() -> None:
+    async def scene(cluster: SimulatedCluster) -> int:
+        await create(cluster, gang("big", 3, 8))
+        await asyncio.sleep(1)
+        for turn in range(3):
+            await create(cluster, gang(f"small{turn}", 1))
+            await asyncio.sleep(1)
+        return sum("big-p-0/status" in write.path for write in cluster.transport.writes)
+
+    assert play(scene) == 1
 
 
 def test_a_dead_node_takes_no_new_pods() -> None:
@@ -277,6 +287,26 @@ def test_a_dead_node_takes_no_new_pods() -> None:
         return await bound(cluster)
 
     assert "n0" not in play(scene).values()
+
+
+def test_an_assumed_pod_stays_where_it_was_sent_until_the_api_says_otherwise() -> None:
+    document = {"nodes": [{"name": "n", "gpus": 1}], "pods": [{"name": "x", "gpus": 1}]}
+    cache = fill(scenario(document))
+    pod = next(pods(scenario(document).pods[0]))
+
+    cache.assume(pod.key, "n")
+    pod.metadata.labels = {"changed": "meanwhile"}
+    cache.set_pod(pod)
+    assumed = cache.pod(pod.key)
+    assert assumed is not None
+    assert (assumed.node, assumed.state, cache.confirmed(pod.key)) == ("n", "active", False)
+
+    pod.spec.node_name = "n"
+    cache.set_pod(pod)
+    assert cache.confirmed(pod.key)
+
+    cache.remove_pod(pod.key)
+    assert (cache.snapshot().used == 0).all()
 
 
 def test_the_cache_follows_changes_as_if_it_had_been_filled_anew() -> None:

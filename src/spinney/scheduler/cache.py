@@ -99,10 +99,7 @@ class Cache:
 
     def set_gang(self, gang: PodGang) -> None:
         """Add or change a gang."""
-        old = self._gangs.get(gang.key)
         self._gangs[gang.key] = gang
-        if old is None or old.spec != gang.spec:
-            self.room_version += 1
 
     def remove_gang(self, key: str) -> None:
         """Forget a gang."""

@@ -10,6 +10,7 @@ One cycle runs at a time, and it ends when its bindings are answered.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, TypeVar
 
 from spinney.api import names
@@ -17,6 +18,8 @@ from spinney.api.core import Node, Pod, PriorityClass
 from spinney.api.grove import ClusterTopologyBinding
 from spinney.api.meta import KubeObject
 from spinney.api.podgang import PodGang
+from spinney.kube.errors import ApiError
+from spinney.kube.transport import TransportError
 from spinney.log import get_logger
 from spinney.scheduler.binder import Binder
 from spinney.scheduler.cache import Cache
@@ -38,7 +41,9 @@ if TYPE_CHECKING:
 DEBOUNCE_S = 0.02
 """How long a cycle waits for further changes after the first."""
 RETRY_S = 1.0
-"""When to try again after bindings failed, if nothing else makes a cycle due."""
+"""When to try again after writes failed, if nothing else makes a cycle due."""
+CONCURRENT_PATCHES = 32
+"""Pods of one gang that are told at a time why they have no node."""
 
 KEY = "cluster"
 
@@ -158,10 +163,24 @@ class Scheduler:
             gang = self._gangs.get_key(verdict.gang)
             if gang is not None and verdict.kind == "unplaced":
                 await self._status.gang_unplaced(gang, verdict.reason)
+            await self._tell_pods(verdict, report=gang is None)
+
+    async def _tell_pods(self, verdict: Verdict, *, report: bool) -> None:
+        slots = asyncio.Semaphore(CONCURRENT_PATCHES)
+
+        async def tell(pod: Pod) -> None:
+            async with slots:
+                try:
+                    await self._status.pod_unplaced(pod, verdict.reason, report=report)
+                except (ApiError, TransportError) as error:
+                    log.warning("pod's condition not written", pod=pod.key, error=str(error))
+                    self._controller.enqueue(KEY, RETRY_S)
+
+        async with asyncio.TaskGroup() as group:
             for key in verdict.left:
                 pod = self._pods.get_key(key)
                 if pod is not None and not pod.spec.node_name:
-                    await self._status.pod_unplaced(pod, verdict.reason, report=gang is None)
+                    group.create_task(tell(pod))
 
     async def _settle(self) -> None:
         """Write the condition of gangs whose minimum the API confirms to be on nodes."""
