@@ -174,3 +174,23 @@ async def _delete_quietly(api: Any) -> None:
     async with asyncio.timeout(5):
         while not api.server.settled:  # noqa: ASYNC110 - Nothing signals it.
             await asyncio.sleep(0.001)
+
+
+def test_the_same_requests_make_the_same_history_byte_for_byte(make_api):
+    def history() -> list[bytes]:
+        api = make_api()
+        owners = [make(api, f"owner{i}") for i in range(3)]
+        for i in range(20):
+            make(api, f"child{i}", owners[i % 3], owners[(i + 1) % 3])
+        api.ok("DELETE", f"{CMS}/owner1", {"propagationPolicy": "Foreground"})
+        api.ok("DELETE", f"{CMS}/owner0")
+        api.ok("DELETE", f"{CMS}/owner2", {"propagationPolicy": "Orphan"})
+        api.settle()
+        return [
+            change.line("DELETED" if change.new is None else "MODIFIED")
+            for change in api.server.store._history
+        ]
+
+    first = history()
+    assert len(first) > 60
+    assert history() == first

@@ -55,7 +55,7 @@ def _paths(*names: str) -> Mapping[str, Path]:
 
 def kinds() -> list[Kind]:
     """Return the built-in kinds, in the order in which discovery lists them."""
-    found = [*_core(), *_workloads(), *_policies(), *_cluster()]
+    found = [*_core(), *_core_stored(), *_workloads(), *_policies(), *_cluster()]
     return [replace(kind, message=_message(kind.resource)) for kind in found]
 
 
@@ -114,6 +114,12 @@ def _core() -> list[Kind]:
             default=_default_secret,
             validate=_immutable_data_errors,
         ),
+    ]
+
+
+def _core_stored() -> list[Kind]:
+    """Kinds of the core group without rules of their own."""
+    return [
         Kind(core.ServiceAccount.RESOURCE, columns=columns.NAME_AGE),
         Kind(core.Event.RESOURCE, selectable=_paths(*_EVENT_FIELDS), columns=columns.EVENTS),
         Kind(Resource("", "v1", "Endpoints", "endpoints", short_names=("ep",))),

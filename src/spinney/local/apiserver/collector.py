@@ -91,8 +91,9 @@ class Collector:
             if any(owner is None or owner.deleting for owner in owners):
                 self._add(("object", new.uid))
         if old is not None and old.owners != new.owners:
-            for owner_uid in set(old.owners) - set(new.owners):
-                self._add(("object", owner_uid))
+            for owner_uid in old.owners:
+                if owner_uid not in new.owners:
+                    self._add(("object", owner_uid))
 
     def kick(self) -> None:
         """Go on in the running loop, if there is something to do."""

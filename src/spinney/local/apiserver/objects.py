@@ -269,22 +269,24 @@ class Objects:
         self._check_type(kind, new)
         if kind.view is not None:
             new = kind.view.accept(new)
-        meta = self._same_identity(kind, stored, new, versioned=versioned, applied=applied)
-        return self._replace(kind, stored, new, meta, options, subresource, applied=applied)
+        old = stored.decode()
+        meta = self._same_identity(
+            kind, stored, old["metadata"], new, versioned=versioned, applied=applied
+        )
+        new = _part_written(kind, old, new, meta, subresource)
+        return self._replace(kind, stored, old, new, options, subresource, applied=applied)
 
     def _replace(
         self,
         kind: Kind,
         stored: Stored,
+        old: Unstructured,
         new: Unstructured,
-        meta: Unstructured,
         options: WriteOptions,
         subresource: str,
         *,
         applied: bool,
     ) -> Outcome:
-        old = stored.decode()
-        new = _part_written(kind, old, new, meta, subresource)
         outcome = Outcome(stored.raw)
         new = self._admit(kind, new, old, subresource, options, outcome.warnings)
         if not applied and "managedFields" in old["metadata"]:
@@ -314,6 +316,7 @@ class Objects:
         self,
         kind: Kind,
         stored: Stored,
+        old: Unstructured,
         new: Unstructured,
         *,
         versioned: bool,
@@ -321,7 +324,6 @@ class Objects:
     ) -> Unstructured:
         """Return the metadata to store: the client's, with the server's part of it restored."""
         resource = kind.resource
-        old = stored.decode()["metadata"]
         sent = new.get("metadata") or {}
         if not isinstance(sent, dict):
             raise bad_request("metadata: must be an object")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 from spinney.api.admission import FieldError
@@ -11,6 +12,7 @@ from spinney.local.apiserver.names import label_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from decimal import Decimal
 
     from spinney.api.resource import Unstructured
     from spinney.local.apiserver.kinds import World
@@ -242,7 +244,7 @@ def _resource_errors(resources: Unstructured, path: str) -> list[FieldError]:
         for name, value in (resources.get(part) or {}).items():
             where = f"{path}.resources.{part}[{name}]"
             try:
-                amount = parse_quantity(value)
+                amount = _amount(value)
             except BadInputError as error:
                 errors.append(FieldError(where, "FieldValueInvalid", str(error)))
                 continue
@@ -252,7 +254,7 @@ def _resource_errors(resources: Unstructured, path: str) -> list[FieldError]:
     limits, requests = resources.get("limits") or {}, resources.get("requests") or {}
     if not errors:
         for name, value in requests.items():
-            if name in limits and parse_quantity(value) > parse_quantity(limits[name]):
+            if name in limits and _amount(value) > _amount(limits[name]):
                 text = f'"{value}": must be less than or equal to {name} limit of {limits[name]}'
                 errors.append(FieldError(f"{path}.resources.requests", "FieldValueInvalid", text))
     return errors
@@ -306,11 +308,17 @@ def _containers(spec: Unstructured) -> Iterable[Any]:
             yield from found
 
 
+@functools.lru_cache(maxsize=1024)
+def _amount(value: Any) -> Decimal:
+    """Return a quantity's amount; the same few are asked for with every pod."""
+    return parse_quantity(value)
+
+
 def _positive(value: Any) -> bool:
     if value is None:
         return False
     try:
-        return parse_quantity(value) > 0
+        return _amount(value) > 0
     except BadInputError:
         return False
 
@@ -319,6 +327,6 @@ def _same(left: Any, right: Any) -> bool:
     if left == right:
         return True
     try:
-        return parse_quantity(left) == parse_quantity(right)
+        return _amount(left) == _amount(right)
     except BadInputError:
         return False
