@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 QUERY_TILE = 64
 """Queries per tile of prefill attention: scores of a tile stay in the cache."""
+SMALL_PRODUCT = 1_000_000
+"""Up to so many multiplications OpenBLAS reads a matrix where it lies; above, it packs it."""
+FEW_ROWS = 16
+STRIP = 32
+"""Strips of a product are multiples of this wide."""
 HEAD_COPY_BYTES = 256 * 1024 * 1024
 """A larger output matrix is not stored a second time."""
 GATHER_SPREAD = 1.5
@@ -122,8 +127,7 @@ class NumpyExecutor:
             x += self._attention(index, layer, self._rms_norm(x, layer.input_norm), schedule)
             x += _swiglu(layer, self._rms_norm(x, layer.post_norm))
         last = self._rms_norm(x[schedule.logit_rows], self._norm)
-        logits: FloatArray = np.matmul(last, self._lm_head)
-        return logits
+        return _product(last, self._lm_head)
 
     def read_blocks(self, block_ids: Sequence[int], out: ByteArray) -> None:
         """Copy blocks out; see `Executor.read_blocks`."""
@@ -192,7 +196,7 @@ class NumpyExecutor:
         self, index: int, layer: _Layer, x: FloatArray, schedule: _Schedule
     ) -> FloatArray:
         config = self._config
-        qkv = np.matmul(x, layer.qkv)
+        qkv = _product(x, layer.qkv)
         if layer.qkv_bias is not None:
             qkv += layer.qkv_bias
         heads = qkv.reshape(len(x), -1, config.head_dim)
@@ -211,7 +215,7 @@ class NumpyExecutor:
             self._attend_chunk(index, chunk, query, attended)
         for group in schedule.groups:
             self._attend_group(index, group, query, attended)
-        out: FloatArray = np.matmul(attended.reshape(len(x), -1), layer.o)
+        out = _product(attended.reshape(len(x), -1), layer.o)
         if layer.o_bias is not None:
             out += layer.o_bias
         return out
@@ -359,16 +363,27 @@ def _softmax(scores: FloatArray) -> None:
     scores /= scores.sum(axis=-1, keepdims=True)
 
 
+def _product(x: FloatArray, weight: FloatArray) -> FloatArray:
+    """Return ``x @ weight``; for a few rows in strips, which BLAS then does not copy first."""
+    rows, inner = x.shape
+    width = SMALL_PRODUCT // (rows * inner) // STRIP * STRIP if rows else 0
+    out: FloatArray = np.empty((rows, weight.shape[1]), np.float32)
+    if not 1 < rows <= FEW_ROWS or not STRIP <= width < weight.shape[1]:
+        return np.matmul(x, weight, out=out)
+    for begin in range(0, weight.shape[1], width):
+        np.matmul(x, weight[:, begin : begin + width], out=out[:, begin : begin + width])
+    return out
+
+
 def _swiglu(layer: _Layer, x: FloatArray) -> FloatArray:
-    both = np.matmul(x, layer.gate_up)
+    both = _product(x, layer.gate_up)
     inner = both.shape[-1] // 2
     gate, up = both[:, :inner], both[:, inner:]
     # Overflow of exp(-gate) to infinity is the right answer: the gate closes.
     with np.errstate(over="ignore"):
         gate /= 1.0 + np.exp(-gate)
     gate *= up
-    result: FloatArray = np.matmul(gate, layer.down)
-    return result
+    return _product(gate, layer.down)
 
 
 def pool_bytes(config: ModelConfig, num_blocks: int, block_size: int) -> int:
