@@ -297,6 +297,25 @@ def test_a_deleted_set_leaves_nothing_and_may_be_made_again_at_once() -> None:
     play(scene)
 
 
+def test_a_stray_pod_with_the_right_labels_is_not_of_the_gang() -> None:
+    async def scene(farm: Farm) -> None:
+        farm.quota.refused = {"s-0-b"}
+        await farm.apply(pcs(clique("a"), clique("b")))
+        await farm.quiet(rest_s=1)
+        labels = dict((await farm.pods("s-0-a"))[0].labels) | {"grove.io/podclique": "s-0-b"}
+        farm.quota.refused = set()
+        stray = {
+            "metadata": {"name": "stray", "namespace": NS, "labels": labels},
+            "spec": {"containers": [{"name": "m", "image": "i"}], "schedulerName": "none"},
+        }
+        await farm.client.create(stray, resource=Pod.RESOURCE)
+        farm.quota.refused = {"s-0-b"}
+        await farm.cluster.until(_after(farm, 20), within_s=30, what="a while")
+        assert all(map(is_gated, await farm.pods("s-0-a"))), "`b` has no pod of its own yet"
+
+    play(scene)
+
+
 def test_a_lost_part_is_made_again() -> None:
     async def scene(farm: Farm) -> None:
         await rolled_out(farm)
