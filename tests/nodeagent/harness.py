@@ -125,7 +125,9 @@ class Bench:
         """Start an agent; again after `stop` or `crash`, it is a new one on the same state."""
         nodes = parse_nodes(NODES, source="test")
         self.starts += 1
-        ids, rng = RandomIds(random.Random(self.starts)), random.Random(1)
+        # An agent kills what carries its id: agents that run side by side need different ones.
+        seeded = random.Random(self.starts) if self.processes else None
+        ids, rng = RandomIds(seeded), random.Random(1)
         state_dir = StateDir(self.root, ids)
         around = surroundings(
             {"PATH": "/usr/bin:/bin", "HOME": str(self.root)},

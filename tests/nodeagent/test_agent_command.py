@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("nodeagent")]
 
 # A shell with one child in its group and one, with a child again, in a session of its own.
 FAMILY = "echo $$$$; sleep 300 & echo $!; setsid sh -c 'echo $$$$; sleep 300' &wait; "

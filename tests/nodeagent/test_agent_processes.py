@@ -7,6 +7,7 @@ import os
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from tests.nodeagent.harness import (
     DEADLINE_S,
     PYTHON,
@@ -38,6 +39,9 @@ SERVER = textwrap.dedent("""
     http.server.HTTPServer((os.environ["POD_IP"], 8080), Handler).serve_forever()
 """)
 POD_IP = {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
+
+# Their nodes have the same addresses.
+pytestmark = pytest.mark.xdist_group("nodeagent")
 
 
 def alive(pid: int) -> bool:
