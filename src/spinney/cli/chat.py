@@ -91,15 +91,18 @@ def summary_lines(answer: Answer) -> list[str]:
         decode = headers.get("x-spinney-decode-worker", "")
         who = f"prefill by {prefill}, decode by {decode}" if prefill else f"served by {decode}"
         lines.append(f"{mode}: {who}")
-    return [*lines, *_transfer_lines(answer.transfer)]
+    return [*lines, *_transfer_lines(answer.transfer, answer.usage)]
 
 
-def _transfer_lines(transfer: dict[str, Any]) -> list[str]:
+def _transfer_lines(transfer: dict[str, Any], usage: dict[str, Any]) -> list[str]:
     """Return what the decode worker says of the KV blocks it was offered."""
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
     moved, seconds = transfer.get("bytes_pulled", 0), float(transfer.get("seconds") or 0.0)
     if moved:
         how = str(transfer.get("transport") or "").replace("-", " ")
         return [f"KV blocks moved: {moved / 1024:.0f} KiB by {how} in {seconds * 1000:.1f} ms"]
+    if transfer.get("outcome") == "cached" and not cached:
+        return ["KV blocks moved: none, the prompt does not fill one"]
     if transfer.get("outcome") == "cached":
         return ["KV blocks moved: none, the decode worker held the prefix already"]
     if transfer.get("failure"):
