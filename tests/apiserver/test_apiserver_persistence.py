@@ -186,3 +186,24 @@ def session_of(server: Any) -> aiohttp.ClientSession:
         headers={"authorization": f"Bearer {server.token}"},
         connector=aiohttp.TCPConnector(ssl=server.trust()),
     )
+
+
+@pytest.mark.parametrize("since", ["", "old"])
+def test_a_watch_that_starts_before_a_commit_sees_each_change_once(make_api, tmp_path, since):
+    api = make_api(persistence=SqlitePersistence(tmp_path / "state.db"))
+    version = api.ok("GET", CMS)["metadata"]["resourceVersion"]
+    query = {"watch": "true"} | ({"resourceVersion": version} if since else {})
+
+    def post(name: str) -> Any:
+        body = msgspec.json.encode({"metadata": {"name": name}})
+        return api.server.send(ApiRequest("POST", CMS, {}, body))
+
+    async def scenario() -> list[str]:
+        watching = api.server.send(ApiRequest("GET", CMS, query))
+        _, watch = await asyncio.gather(post("a"), watching)
+        await post("b")
+        lines = [await anext(watch.stream) for _ in range(2)]
+        await watch.stream.aclose()
+        return [msgspec.json.decode(line)["object"]["metadata"]["name"] for line in lines]
+
+    assert api.runner.run(scenario()) == ["a", "b"]

@@ -27,7 +27,7 @@ from spinney.local.apiserver.presenting import PlainEvents
 from spinney.local.apiserver.store import HistoryGoneError, Store
 from spinney.local.apiserver.watch import Watcher
 
-HISTORY = 12
+HISTORY = 4
 STORAGES = ("configmaps", "secrets")
 NAMES = st.sampled_from(["a", "a-1", "b", "c"])
 NAMESPACES = st.sampled_from(["n", "n-2", "m"])
@@ -129,7 +129,7 @@ class StoreMachine(RuleBasedStateMachine):
         try:
             self.store.watch(watcher, "configmaps", after)
         except HistoryGoneError:
-            assert self.store.revision - after > HISTORY - 1
+            assert self.store.revision - after > HISTORY
             return multiple()
         replay = Replay(selected(self.states[after]["configmaps"], namespace, label), watcher)
         self.following.append((replay, namespace, label))
@@ -147,7 +147,7 @@ class StoreMachine(RuleBasedStateMachine):
         try:
             found = self.store.list_at("configmaps", namespace, revision)
         except HistoryGoneError:
-            assert back > HISTORY - 1
+            assert back > HISTORY
             return
         assert [(s.namespace, s.name) for s in found] == sorted(want)
         assert [s.revision for s in found] == [want[key][0] for key in sorted(want)]
@@ -166,6 +166,6 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 StoreMachine.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, derandomize=True
+    max_examples=80, stateful_step_count=40, deadline=None, derandomize=True
 )
 TestStore = StoreMachine.TestCase
