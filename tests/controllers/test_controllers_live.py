@@ -191,6 +191,7 @@ def test_a_pod_that_failed_for_good_is_replaced_and_the_event_says_why() -> None
         victim = (await farm.pods("s-0-a"))[0]
         patch = {"status": {"phase": "Failed", "reason": "Evicted", "message": "disk is full"}}
         await farm.client.patch(Pod, victim.name, patch, NS, subresource="status")
+        await farm.quiet()
         await farm.ready(8)
         events = (await farm.client.list(Event, NS)).items
         told = [e.message for e in events if e.reason == "PodDeleteSuccessful"]

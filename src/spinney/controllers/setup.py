@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from spinney.api import names
 from spinney.controllers import identity
-from spinney.controllers.pod_state import is_scheduled
+from spinney.controllers.pod_state import is_finished, is_scheduled
 from spinney.controllers.podclique.pod import WAIT_IMAGE
 from spinney.controllers.podclique.reconciler import PodCliqueReconciler
 from spinney.controllers.podcliqueset.reconciler import PodCliqueSetReconciler
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound="KubeObject")
 
-GATHER_S = 0.02
+GATHER_S = 0.1
 """How long changes of parts are gathered before their whole is looked at."""
-SET_GATHER_S = 0.2
+SET_GATHER_S = 0.5
 """The same for a set, whose look costs time in proportion to its replicas."""
 CONCURRENCY = 8
 """Objects of one kind that are reconciled at a time."""
@@ -105,6 +105,12 @@ def _wake_cliques(controller: Controller, world: World) -> None:
         found = [*world.cliques_of_gang(gang.key), *world.cliques_after_gang(gang.key)]
         return [clique.key for clique in found]
 
+    def changed(change: Change[Pod]) -> None:
+        # A pod that is gone is replaced at once; how the others fare is looked at together.
+        gone = change.new is None or is_finished(change.new)
+        if clique := _clique_of(change.object):
+            controller.enqueue(clique, 0.0 if gone else GATHER_S)
+
     def scheduled(change: Change[Pod]) -> None:
         old, new = change.old, change.new
         if (old is not None and is_scheduled(old)) == (new is not None and is_scheduled(new)):
@@ -114,7 +120,7 @@ def _wake_cliques(controller: Controller, world: World) -> None:
 
     controller.watch(world.cliques, _own_key)
     world.cliques.add_handler(dependents)
-    controller.watch(world.pods, _clique_of)
+    world.pods.add_handler(changed)
     world.pods.add_handler(scheduled)
     controller.watch(world.gangs, released)
 
@@ -142,9 +148,9 @@ def _own_key(obj: KubeObject) -> list[str]:
     return [obj.key]
 
 
-def _clique_of(pod: Pod) -> list[str]:
+def _clique_of(pod: Pod) -> str:
     clique = pod.labels.get(names.POD_CLIQUE)
-    return [f"{pod.namespace}/{clique}"] if clique else []
+    return f"{pod.namespace}/{clique}" if clique else ""
 
 
 def _gather(
