@@ -42,6 +42,7 @@ _VERBS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Programs of a cluster": {
         "engine": ("spinney.cmd.engine", "Serve a model: prefill, decode or both."),
+        "mock": ("spinney.cmd.mock", "Serve made-up tokens in modelled time."),
         "router": ("spinney.cmd.router", "Route requests to prefill and decode workers."),
         "control-plane": ("spinney.cmd.control_plane", "API server, controllers and scheduler."),
         "nodeagent": ("spinney.cmd.nodeagent", "Run the pods of this machine's nodes."),

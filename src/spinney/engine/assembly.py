@@ -38,7 +38,9 @@ if TYPE_CHECKING:
     from spinney.engine.checkpoint import Checkpoint
     from spinney.engine.executor import Executor
     from spinney.engine.tokenizer import Tokenizer
+    from spinney.engine.worker_thread import Turns
     from spinney.ids import IdSource
+    from spinney.kv.event_stream import EventSink
     from spinney.kv.transfer.connector import Connector
 
 DEMO_MODEL = "demo"
@@ -67,6 +69,7 @@ class EngineSettings:
     kv_bind_host: str = "127.0.0.1"
     kv_host: str = "127.0.0.1"
     kv_port: int = 0
+    kv_advertise_port: int = 0
     kv_lease_s: float = 15.0
     kv_shared_memory: bool = True
     recompute: bool = True
@@ -80,6 +83,23 @@ class EngineSettings:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Backend:
+    """What computes and what it is talked to about; the rest of an engine is the same for all.
+
+    Where *serves_pulls* is false, no socket serves KV: whoever builds the engine gives others a
+    connector that finds it by the host and port of its settings.
+    """
+
+    executor: Executor
+    tokenizer: Tokenizer
+    directory: Path
+    limits: Limits
+    turns: Turns
+    connector: Connector
+    serves_pulls: bool = True
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Engine:
     """A built engine. `EngineService.run` and `TransferServer.serve` have to be running."""
 
@@ -88,15 +108,23 @@ class Engine:
     core: EngineCore
     app: EngineApp
     transfer: TransferServer | None
-    publisher: EventPublisher | None
-    thread: WorkerThread
-    executor: Executor
-    tokenizer: Tokenizer
+    publisher: EventSink | None
+    backend: Backend
     model: ServedModel
+
+    @property
+    def executor(self) -> Executor:
+        """What computes."""
+        return self.backend.executor
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Text to tokens and back."""
+        return self.backend.tokenizer
 
     def close(self) -> None:
         """End the thread and close sockets; call it when nothing runs any more."""
-        self.thread.stop()
+        self.backend.turns.stop()
         self.executor.close()
         if self.publisher is not None:
             self.publisher.close()
@@ -134,38 +162,62 @@ def build_engine(
             f"{directory}: tokenizer.json has {tokenizer.vocab_size} tokens, the model "
             f"{checkpoint.config.vocab_size}; they do not belong together"
         )
-    max_len, num_blocks = _sizes(settings, checkpoint)
-    executor = make_executor(settings, checkpoint, num_blocks)
-    core = _core(settings, executor, tokenizer, max_len, clock=clock, ids=ids)
-    names = settings.served_names or (
-        settings.model if settings.model == DEMO_MODEL else directory.resolve().name,
+    max_len, num_blocks = pool_size(settings, checkpoint.config.max_position_embeddings)
+    backend = Backend(
+        executor=make_executor(settings, checkpoint, num_blocks),
+        tokenizer=tokenizer,
+        directory=directory,
+        limits=Limits(checkpoint.config.vocab_size, max_len, _defaults(directory)),
+        turns=WorkerThread(f"engine-{settings.engine_id}"),
+        connector=connector or TcpConnector(shared_memory=settings.kv_shared_memory),
     )
+    return assemble(settings, backend, clock=clock, ids=ids, timer=timer, registry=registry)
+
+
+def assemble(
+    settings: EngineSettings,
+    backend: Backend,
+    *,
+    clock: Clock,
+    ids: IdSource,
+    timer: Callable[[], float],
+    registry: CollectorRegistry | None = None,
+    events: EventSink | None = None,
+) -> Engine:
+    """Build an engine around *backend*; needs a running loop.
+
+    *events* takes the KV events where the settings name no endpoint for them.
+    """
+    core = _core(settings, backend, clock=clock, ids=ids)
     registry = CollectorRegistry() if registry is None else registry
-    metrics = EngineMetrics(registry, model_name=names[0], engine_id=settings.engine_id)
-    publisher = _publisher(settings)
-    thread = WorkerThread(f"engine-{settings.engine_id}")
-    connector = connector or TcpConnector(shared_memory=settings.kv_shared_memory)
+    names = served_names(settings, backend.directory)
+    publisher = _publisher(settings) or events
     service = EngineService(
         Parts(
             core=core,
-            executor=executor,
-            thread=thread,
-            connector=connector,
+            executor=backend.executor,
+            thread=backend.turns,
+            connector=backend.connector,
             publisher=publisher,
-            metrics=metrics,
+            metrics=EngineMetrics(registry, model_name=names[0], engine_id=settings.engine_id),
             clock=clock,
             timer=timer,
             recompute=settings.recompute,
         )
     )
     transfer = None
-    if settings.role != "decode":
+    if settings.role != "decode" and backend.serves_pulls:
         transfer = TransferServer(service, settings.kv_bind_host, settings.kv_port)
-    model = _served(settings, directory, checkpoint, max_len, names, transfer)
-    app = EngineApp(service, tokenizer, model, registry=registry, clock=clock, ids=ids)
-    return Engine(
-        settings, service, core, app, transfer, publisher, thread, executor, tokenizer, model
+    model = ServedModel(
+        names=names,
+        root=str(backend.directory),
+        role=settings.role,
+        limits=backend.limits,
+        endpoint=_endpoint(settings, transfer),
+        engine_id=settings.engine_id,
     )
+    app = EngineApp(service, backend.tokenizer, model, registry=registry, clock=clock, ids=ids)
+    return Engine(settings, service, core, app, transfer, publisher, backend, model)
 
 
 def make_executor(settings: EngineSettings, checkpoint: Checkpoint, num_blocks: int) -> Executor:
@@ -189,9 +241,11 @@ def make_executor(settings: EngineSettings, checkpoint: Checkpoint, num_blocks: 
     return NumpyExecutor(checkpoint, num_blocks=num_blocks, block_size=settings.block_size)
 
 
-def _sizes(settings: EngineSettings, checkpoint: Checkpoint) -> tuple[int, int]:
-    """Return the context length and the number of blocks, checked against each other."""
-    positions = checkpoint.config.max_position_embeddings
+def pool_size(settings: EngineSettings, positions: int) -> tuple[int, int]:
+    """Return the context length and the number of blocks, checked against each other.
+
+    *positions* is the longest context of the model. Raises BadInputError.
+    """
     max_len = settings.max_model_len or positions
     if max_len > positions:
         raise BadInputError(
@@ -214,15 +268,9 @@ def _sizes(settings: EngineSettings, checkpoint: Checkpoint) -> tuple[int, int]:
     return max_len, num_blocks
 
 
-def _core(
-    settings: EngineSettings,
-    executor: Executor,
-    tokenizer: Tokenizer,
-    max_len: int,
-    *,
-    clock: Clock,
-    ids: IdSource,
-) -> EngineCore:
+def _core(settings: EngineSettings, backend: Backend, *, clock: Clock, ids: IdSource) -> EngineCore:
+    tokenizer = backend.tokenizer
+
     def decode(tokens: list[int], skip: bool) -> str:
         return tokenizer.decode(tokens, skip_special_tokens=skip)
 
@@ -231,11 +279,11 @@ def _core(
 
     seed = settings.seed if settings.seed is not None else Random().getrandbits(62)
     return EngineCore(
-        executor,
+        backend.executor,
         CoreConfig(
             max_sequences=settings.max_num_seqs,
             max_step_tokens=settings.max_num_batched_tokens,
-            max_model_len=max_len,
+            max_model_len=backend.limits.max_model_len,
             max_waiting=settings.max_waiting,
         ),
         decode=decode,
@@ -255,25 +303,19 @@ def _publisher(settings: EngineSettings) -> EventPublisher | None:
     )
 
 
-def _served(
-    settings: EngineSettings,
-    directory: Path,
-    checkpoint: Checkpoint,
-    max_len: int,
-    names: tuple[str, ...],
-    transfer: TransferServer | None,
-) -> ServedModel:
-    endpoint = None
-    if transfer is not None:
-        endpoint = Endpoint(settings.engine_id, settings.kv_host, transfer.port)
-    return ServedModel(
-        names=names,
-        root=str(directory),
-        role=settings.role,
-        limits=Limits(checkpoint.config.vocab_size, max_len, _defaults(directory)),
-        endpoint=endpoint,
-        engine_id=settings.engine_id,
-    )
+def _endpoint(settings: EngineSettings, transfer: TransferServer | None) -> Endpoint | None:
+    if settings.role == "decode":
+        return None
+    port = settings.kv_port if transfer is None else transfer.port
+    port = settings.kv_advertise_port or port
+    return Endpoint(settings.engine_id, settings.kv_host, port)
+
+
+def served_names(settings: EngineSettings, directory: Path) -> tuple[str, ...]:
+    """Return what requests may call the model, the first name being its own."""
+    if settings.served_names:
+        return settings.served_names
+    return (settings.model if settings.model == DEMO_MODEL else directory.resolve().name,)
 
 
 def _defaults(directory: Path) -> dict[str, float]:

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from spinney.engine.request import GenerateRequest, RemotePrefill
     from spinney.engine.sampling import Sampled
     from spinney.engine.sequence import Sequence, Update
-    from spinney.engine.worker_thread import WorkerThread
+    from spinney.engine.worker_thread import Turns
     from spinney.kv.block_pool import BlockId
-    from spinney.kv.event_stream import EventPublisher
+    from spinney.kv.event_stream import EventSink
     from spinney.kv.lease import Handle
     from spinney.kv.transfer.connector import Connector, Pulled
 
@@ -72,9 +72,9 @@ class Parts:
 
     core: EngineCore
     executor: Executor
-    thread: WorkerThread
+    thread: Turns
     connector: Connector
-    publisher: EventPublisher | None
+    publisher: EventSink | None
     metrics: EngineMetrics
     clock: Clock
     timer: Callable[[], float]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +22,18 @@ STOP_TIMEOUT_S = 10.0
 """How long `WorkerThread.stop` waits for the function that runs."""
 
 _Job = tuple["Callable[[], Any]", "asyncio.Future[Any]", asyncio.AbstractEventLoop]
+
+
+class Turns(Protocol):
+    """Runs functions that use the executor one at a time, in the order of the calls."""
+
+    async def run(self, function: Callable[[], T]) -> T:
+        """Return what *function* returns, or raise what it raises."""
+        ...
+
+    def stop(self) -> None:
+        """Let what is queued finish; nothing may be run after it."""
+        ...
 
 
 class WorkerThread:

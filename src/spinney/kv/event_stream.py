@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 import zmq
@@ -32,6 +32,22 @@ LAST_SEQUENCE = 1 << 63
 """Above every sequence number."""
 
 log = get_logger("kv-events")
+
+
+class EventSink(Protocol):
+    """Where a worker's KV events go."""
+
+    async def publish(self, now_s: float, events: list[KVEvent]) -> None:
+        """Take *events* as one message, if there are any."""
+        ...
+
+    async def serve_replays(self) -> None:
+        """Answer replay requests until cancelled, or return where there are none."""
+        ...
+
+    def close(self) -> None:
+        """Release what it holds."""
+        ...
 
 
 class EventPublisher:

@@ -1,0 +1,1 @@
+"""A worker without weights: modelled time, made-up tokens, everything else real."""
