@@ -111,7 +111,7 @@ REFUSED = [
     ),
     pytest.param(
         pcs(clique("a"), podCliqueScalingGroups=[group("g", "a"), group("h", "a")]),
-        "named 2 times",
+        "'a' is in group 'g' already",
         id="V40 in two groups",
     ),
     pytest.param(

@@ -14,7 +14,7 @@ from spinney.api.core import Pod, Service
 from spinney.api.grove import PodClique, PodCliqueScalingGroup, PodCliqueSet
 from spinney.api.podgang import PodGang
 from spinney.controllers.pod_state import is_gated, is_live, is_ready
-from spinney.kube.errors import NotFoundError
+from spinney.kube.errors import InvalidError, NotFoundError
 
 if TYPE_CHECKING:
     from spinney.api.meta import KubeObject
@@ -122,7 +122,8 @@ async def happen(farm: Farm, step: Step) -> None:
         else:
             patch = {"status": {"phase": "Failed"}}
             await farm.client.patch(Pod, obj.name, patch, NS, subresource="status")
-    except NotFoundError:
+    except (NotFoundError, InvalidError):
+        # The object is gone, or the count is below its gang's minimum.
         return
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from spinney.api.resource import Resource, Unstructured
 
-Operation = Literal["CREATE", "UPDATE", "DELETE"]
+Operation = Literal["CREATE", "UPDATE", "DELETE", "CONNECT"]
 Reason = Literal[
     "FieldValueRequired",
     "FieldValueInvalid",

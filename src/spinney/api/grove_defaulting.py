@@ -25,17 +25,19 @@ def default_pod_clique_set(obj: Unstructured, old: Unstructured | None = None) -
     from changed replicas would refuse the update.
     """
     result = copy.deepcopy(obj)
-    metadata = result.setdefault("metadata", {})
+    if result.get("metadata") is None:
+        result["metadata"] = {}
+    metadata = result["metadata"]
     if isinstance(metadata, dict) and not metadata.get("namespace"):
         metadata["namespace"] = "default"  # D1
     spec = result.get("spec")
     template = spec.get("template") if isinstance(spec, dict) else None
     if not isinstance(spec, dict) or not isinstance(template, dict):
         return result
-    spec.setdefault("replicas", 0)
-    template.setdefault("cliqueStartupType", STARTUP_TYPE)
-    template.setdefault("terminationDelay", TERMINATION_DELAY)  # D8
-    template.setdefault("headlessServiceConfig", {"publishNotReadyAddresses": True})  # D9
+    _fill(spec, "replicas", 0)
+    _fill(template, "cliqueStartupType", STARTUP_TYPE)
+    _fill(template, "terminationDelay", TERMINATION_DELAY)  # D8
+    _fill(template, "headlessServiceConfig", {"publishNotReadyAddresses": True})  # D9
     minimums = _minimums(old)
     for clique in _objects(template.get("cliques")):
         _default_clique(clique, minimums.get(str(clique.get("name"))))
@@ -44,12 +46,22 @@ def default_pod_clique_set(obj: Unstructured, old: Unstructured | None = None) -
     return result
 
 
+def _fill(target: dict[str, Any], key: str, value: Any) -> None:
+    """Set what is absent; an explicit null is absent too."""
+    if target.get(key) is None:
+        target[key] = value
+
+
 def _minimums(old: Unstructured | None) -> dict[str, int]:
     """Return ``minAvailable`` by name of clique, as *old* has it."""
-    if old is None:
-        return {}
-    cliques = old["spec"]["template"].get("cliques", ())
-    return {c["name"]: c["spec"]["minAvailable"] for c in cliques if "minAvailable" in c["spec"]}
+    found = {}
+    template = ((old or {}).get("spec") or {}).get("template") or {}
+    for clique in _objects(template.get("cliques")):
+        spec = clique.get("spec")
+        minimum = spec.get("minAvailable") if isinstance(spec, dict) else None
+        if isinstance(minimum, int):
+            found[str(clique.get("name"))] = minimum
+    return found
 
 
 def _default_clique(clique: dict[str, Any], stored_minimum: int | None) -> None:
