@@ -16,6 +16,8 @@ from spinney.controllers.podclique.reconciler import PodCliqueReconciler
 from spinney.controllers.podcliqueset.reconciler import PodCliqueSetReconciler
 from spinney.controllers.podgang.reconciler import PodGangReconciler
 from spinney.controllers.scalinggroup.reconciler import ScalingGroupReconciler
+from spinney.controllers.termination.decide import breached_since_s
+from spinney.controllers.termination.reconciler import GangTermination
 from spinney.controllers.world import World
 
 if TYPE_CHECKING:
@@ -67,6 +69,10 @@ def register(
     gangs = runtime.controller(
         "podgang", PodGangReconciler(client, world, clock), concurrency=CONCURRENCY
     )
+    termination = runtime.controller(
+        "gangtermination", GangTermination(client, world, clock, events), concurrency=CONCURRENCY
+    )
+    _wake_termination(termination, world)
     _wake_sets(sets, world)
     _wake_groups(groups, world)
     _wake_cliques(cliques, world)
@@ -142,6 +148,34 @@ def _wake_gangs(controller: Controller, world: World) -> None:
 
     controller.watch(world.sets, of_set)
     controller.watch(world.bindings, of_binding)
+
+
+def _wake_termination(controller: Controller, world: World) -> None:
+    """Look at a replica when one of its cliques loses its minimum, or what was lost may be back."""
+
+    def changed(change: Change[PodClique]) -> None:
+        sides = (change.old, change.new)
+        if any(side is not None and breached_since_s(side) is not None for side in sides):
+            controller.enqueue(identity.replica_key(change.object), GATHER_S)
+
+    def set_changed(change: Change[PodCliqueSet]) -> None:
+        old, new = change.old, change.new
+        if old is None or new is None or _same_terms(old, new):
+            return
+        for clique in world.cliques_of_set(new.key):
+            if breached_since_s(clique) is not None:
+                controller.enqueue(identity.replica_key(clique))
+
+    world.cliques.add_handler(changed)
+    world.sets.add_handler(set_changed)
+
+
+def _same_terms(old: PodCliqueSet, new: PodCliqueSet) -> bool:
+    """Tell whether an edit leaves alone what terminations go by."""
+    return (
+        old.spec.template.termination_delay == new.spec.template.termination_delay
+        and old.status.update_progress == new.status.update_progress
+    )
 
 
 def _own_key(obj: KubeObject) -> list[str]:

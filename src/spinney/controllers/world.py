@@ -71,6 +71,7 @@ class World:
         self.cliques.add_index(_REPLICA, _one(identity.replica_key))
         self.groups.add_index(_REPLICA, _one(identity.replica_key))
         self.cliques.add_index(_PARENT, _parents_of)
+        self.cliques.add_index(_SET, _one(identity.set_key))
         self.groups.add_index(_SET, _one(identity.set_key))
         self.gangs.add_index(_REPLICA, _one(identity.replica_key))
         self.gangs.add_index(_SET, _one(identity.set_key))
@@ -83,6 +84,10 @@ class World:
     def set_of(self, obj: KubeObject) -> PodCliqueSet | None:
         """Return the set that *obj* is part of."""
         return self.sets.get_key(identity.set_key(obj))
+
+    def cliques_of_set(self, key: str) -> list[PodClique]:
+        """Return all cliques that are part of a set, also those of its scaling groups."""
+        return self.cliques.by_index(_SET, key)
 
     def groups_of_set(self, key: str) -> list[PodCliqueScalingGroup]:
         """Return the scaling groups that are part of a set."""

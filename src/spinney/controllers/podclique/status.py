@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from spinney.api import names, selectors
-from spinney.api.meta import Condition, with_condition
+from spinney.api.meta import Condition, find_condition, with_condition
 from spinney.controllers.pod_state import (
     exited_with_error,
     is_gated,
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from spinney.api.grove import LastError, PodClique, PodCliqueStatus
 
 MIN_AVAILABLE_BREACHED = "MinAvailableBreached"
+MIN_AVAILABLE_REACHED = "MinAvailableReached"
+"""Whether the minimum had nodes once: since the clique was made or was last scaled up from zero. It
+does not go when the minimum is lost; what has never run is not terminated."""
 SCHEDULED = "PodCliqueScheduled"
 _NAMED_PODS = 3
 """Pods that a message tells of one by one."""
@@ -43,7 +46,11 @@ def clique_status(
     revision = clique.labels.get(names.POD_TEMPLATE_HASH, "")
     updated = sum(pod.labels.get(names.POD_TEMPLATE_HASH) == revision for pod in live)
     conditions = clique.status.conditions
-    for condition in (_breached(clique, live, errors), _scheduled(clique, live)):
+    for condition in (
+        _breached(clique, live, errors),
+        _scheduled(clique, live),
+        _reached(clique, live),
+    ):
         conditions = with_condition(conditions, condition, now)
     current = clique.status.current_pod_template_hash
     return msgspec.structs.replace(
@@ -59,6 +66,12 @@ def clique_status(
         last_errors=errors,
         current_pod_template_hash=revision if updated == len(live) else current,
     )
+
+
+def lacks_minimum(clique: PodClique, pods: Sequence[Pod]) -> bool:
+    """Tell whether *pods*, all that the clique controls, are a breach of its minimum."""
+    live = [pod for pod in pods if is_live(pod)]
+    return _breached(clique, live, ()).status == "True"
 
 
 def _breached(clique: PodClique, live: Sequence[Pod], errors: Sequence[LastError]) -> Condition:
@@ -92,6 +105,20 @@ def _scheduled(clique: PodClique, live: Sequence[Pod]) -> Condition:
         "SufficientScheduledPods" if enough else "InsufficientScheduledPods",
         f"{scheduled} of {needed} needed pods have a node",
     )
+
+
+def _reached(clique: PodClique, live: Sequence[Pod]) -> Condition:
+    needed = clique_count(clique).needed
+    before = find_condition(clique.status.conditions, MIN_AVAILABLE_REACHED)
+    if not needed:
+        return _condition(MIN_AVAILABLE_REACHED, "False", "ScaledToZero", "no pod is wanted")
+    if before is not None and before.status == "True":
+        return before
+    if sum(map(is_scheduled, live)) >= needed:
+        message = f"{needed} needed pods have had nodes"
+        return _condition(MIN_AVAILABLE_REACHED, "True", "MinimumScheduled", message)
+    message = f"{needed} needed pods have not had nodes yet"
+    return _condition(MIN_AVAILABLE_REACHED, "False", "NeverScheduled", message)
 
 
 def _condition(kind: str, status: str, reason: str, message: str) -> Condition:

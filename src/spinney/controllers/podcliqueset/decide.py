@@ -18,6 +18,7 @@ from spinney.controllers.actions import Change, Create, Delete, covers, metadata
 from spinney.controllers.scalinggroup.decide import live_counts
 from spinney.controllers.start_order import has_order
 from spinney.controllers.template import group_template_count, set_replicas
+from spinney.controllers.termination.kept import resume
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -176,7 +177,7 @@ def _group_changes(
 def _cliques(pcs: PodCliqueSet, seen: Observation) -> list[Action]:
     revisions = cliques.revisions(pcs.spec.template)
     wanted = [
-        clique
+        resume(clique, seen.gangs.get(identity.replica_name(pcs.name, replica)))
         for replica in range(set_replicas(pcs))
         for clique in cliques.standalone(
             pcs, replica, live_counts(pcs, replica, seen.groups), revisions

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from spinney.api import names, selectors
-from spinney.api.meta import Condition, is_true, with_condition
+from spinney.api.meta import Condition, find_condition, is_true, with_condition
 from spinney.controllers.cliques import is_available, is_updated, trouble
 from spinney.controllers.identity import index_label
 from spinney.controllers.podclique.status import MIN_AVAILABLE_BREACHED
@@ -30,8 +30,16 @@ if TYPE_CHECKING:
         ScalingGroupTemplate,
     )
 
+TERMINATING = "GangTerminationInProgress"
+"""Whether the set's replica was made anew and the group has not had its minimum since."""
 _NAMED_CLIQUES = 3
 """Cliques that a message tells of one by one."""
+_RECOVERED = Condition(
+    type=TERMINATING,
+    status="False",
+    reason="GangRecovered",
+    message="the group has its minimum again",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +71,9 @@ def group_status(
     replicas = [_replica(cliques, hashes) for _, cliques in sorted(by_index.items())]
     cliques = [clique for _, found in sorted(by_index.items()) for clique in found]
     condition = _breached(group, replicas, cliques)
+    conditions = with_condition(group.status.conditions, condition, now)
+    if condition.status == "False" and _is_rebuilt(conditions, cliques):
+        conditions = with_condition(conditions, _RECOVERED, now)
     return msgspec.structs.replace(
         group.status,
         observed_generation=group.metadata.generation,
@@ -77,7 +88,7 @@ def group_status(
                 names.SCALING_GROUP: group.name,
             }
         ),
-        conditions=with_condition(group.status.conditions, condition, now),
+        conditions=conditions,
     )
 
 
@@ -95,6 +106,21 @@ def _replica(cliques: Sequence[PodClique], hashes: Mapping[str, str]) -> _Replic
             for c in cliques
         ),
         breached=any(is_true(c.status.conditions, MIN_AVAILABLE_BREACHED) for c in cliques),
+    )
+
+
+def _is_rebuilt(conditions: list[Condition], cliques: Sequence[PodClique]) -> bool:
+    """Tell whether the termination that *conditions* tell of is over: all cliques are of after it.
+
+    Copies of before it are still around when it is written, and say that all is well.
+    """
+    flag = find_condition(conditions, TERMINATING)
+    if flag is None or flag.status != "True":
+        return False
+    since = flag.last_transition_time or ""
+    return all(
+        (clique.metadata.creation_timestamp or "") >= since and clique.status.conditions
+        for clique in cliques
     )
 
 

@@ -1,0 +1,1 @@
+"""Gang termination: what lost its minimum for longer than the delay is made anew."""
