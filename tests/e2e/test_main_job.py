@@ -272,3 +272,20 @@ def test_a_killed_supervisor_leaves_no_process_behind(cluster, service):
     cluster.wait("all processes are gone", lambda: not cluster.processes(), seconds=60)
     cluster.run("up", "--port", "0")
     cluster.wait_ready(service, 5)
+
+
+PLAIN = """
+apiVersion: v1
+kind: Pod
+metadata: {name: plain}
+spec:
+  restartPolicy: Never
+  containers: [{name: c, image: busybox, command: [echo, it ran]}]
+"""
+
+
+def test_a_pod_that_names_no_scheduler_runs_too(cluster):
+    cluster.run("apply", "-f", "-", stdin=PLAIN)
+    cluster.wait("it has ended", lambda: "Completed" in cluster.run("get", "pod", "plain"))
+    assert cluster.run("logs", "plain") == "it ran\n"
+    cluster.run("delete", "pod", "plain")

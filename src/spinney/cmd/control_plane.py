@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import click
 
 from spinney import log
+from spinney.api.names import SPINNEY_SCHEDULER
 from spinney.clock import SystemClock
 from spinney.ids import RandomIds
 from spinney.local.home import ClusterHome, Supervisor, process_started
@@ -34,6 +35,9 @@ TOPOLOGY_LEVELS = (
     ("rack", "topology.kubernetes.io/rack"),
     ("host", "kubernetes.io/hostname"),
 )
+
+SCHEDULER_NAMES = (SPINNEY_SCHEDULER, "kai-scheduler", "default-scheduler")
+"""A local cluster has one scheduler; it places what is written for others too."""
 
 _log = log.get_logger("control-plane")
 
@@ -101,19 +105,18 @@ async def _work(api: ApiServer) -> None:
     from spinney.kube.controller import Runtime
     from spinney.kube.events import EventRecorder
     from spinney.scheduler import setup as scheduler
+    from spinney.scheduler.config import SchedulerConfig
 
     clock, ids, rng = SystemClock(), RandomIds(), Random(SystemRandom().getrandbits(64))
     client = KubeClient(api)
     await _create_topology(client)
     runtime = Runtime(client, clock, rng=rng)
-    recorders = []
-    for component, register in (
-        ("spinney-controllers", controllers.register),
-        ("spinney-scheduler", scheduler.register),
-    ):
-        events = EventRecorder(client, clock, ids, component)
-        register(runtime, ids, events)
-        recorders.append(events)
+    recorders = [
+        EventRecorder(client, clock, ids, component)
+        for component in ("spinney-controllers", "spinney-scheduler")
+    ]
+    controllers.register(runtime, ids, recorders[0])
+    scheduler.register(runtime, ids, recorders[1], SchedulerConfig(scheduler_names=SCHEDULER_NAMES))
     async with asyncio.TaskGroup() as group:
         for recorder in recorders:
             group.create_task(recorder.run())

@@ -23,6 +23,8 @@ from spinney.scheduler.shapes import PodInfo, Shape, shape_of
 from spinney.scheduler.snapshot import Layout, NodeInfo, Snapshot, node_info
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from numpy.typing import NDArray
 
     from spinney.api.core import Node, Pod, PriorityClass
@@ -39,8 +41,8 @@ _HOLDING = ("active", "leaving")
 class Cache:
     """Nodes, pods, gangs, priority classes and topologies."""
 
-    def __init__(self, scheduler_name: str = names.SPINNEY_SCHEDULER) -> None:
-        self.scheduler_name = scheduler_name
+    def __init__(self, scheduler_names: Collection[str] = (names.SPINNEY_SCHEDULER,)) -> None:
+        self.scheduler_names = frozenset(scheduler_names)
         self._nodes: dict[str, NodeInfo] = {}
         self._pods: dict[str, PodInfo] = {}
         self._gangs: dict[str, PodGang] = {}
@@ -230,7 +232,7 @@ class Cache:
         return max(defaults, default=0)
 
     def _info(self, pod: Pod) -> PodInfo | None:
-        ours = pod.spec.scheduler_name == self.scheduler_name
+        ours = pod.spec.scheduler_name in self.scheduler_names
         if not ours and not pod.spec.node_name:
             return None
         state = self._state(pod)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from spinney.api import names
+
 
 @dataclass(frozen=True, slots=True)
 class SchedulerConfig:
     """Which actions run, which filters and scores take part, and how long a search may be."""
 
+    scheduler_names: tuple[str, ...] = (names.SPINNEY_SCHEDULER,)
+    """Whose pods are placed: those whose ``spec.schedulerName`` is one of these."""
     actions: tuple[str, ...] = ("allocate",)
     filters: tuple[str, ...] = (
         "unschedulable",

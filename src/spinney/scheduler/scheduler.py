@@ -59,7 +59,7 @@ class Scheduler:
         self, runtime: Runtime, events: EventRecorder, config: SchedulerConfig | None = None
     ) -> None:
         self._config = config or SchedulerConfig()
-        self._cache = Cache()
+        self._cache = Cache(self._config.scheduler_names)
         self._binder = Binder(runtime.client, self._cache)
         self._status = StatusWriter(runtime.client, runtime.clock, events)
         self._verdicts: Mapping[str, Verdict] = {}
