@@ -42,6 +42,7 @@ class Kind:
         return [
             *(sys.executable, "-m", "spinney.cmd.main", self.name, "--log-json"),
             *("--port", str(port), "--role", role, "--engine-id", name),
+            *("--kv-lease", "2"),
             *("--kv-events-endpoint", f"ipc://{folder}/{role}-events"),
             *("--kv-events-replay-endpoint", f"ipc://{folder}/{role}-replay"),
             *("--kv-events-topic", f"kv@{name}", *extra, *flags),

@@ -173,10 +173,11 @@ class EngineService:
             blocks = lease.blocks[request.first_block :]
             if request.num_blocks == 0:
                 return 0
-            if len(blocks) != request.num_blocks:
+            if request.first_block < 0 or len(blocks) != request.num_blocks:
                 raise HandoverError(
                     Failure.PROTOCOL,
-                    f"{request.num_blocks} blocks were asked for, {len(blocks)} are there",
+                    f"{request.num_blocks} blocks from {request.first_block} on were asked for, "
+                    f"{len(blocks)} are there",
                 )
             size = len(blocks) * self._layout.block_bytes
             return await self._thread.run(lambda: self._read(blocks, allocate(size)))
@@ -307,6 +308,7 @@ class EngineService:
             prompt_digest(sequence.prompt),
             0 if cached else have,
             count,
+            count * self._layout.block_bytes,
         )
         if remote.deadline_s is not None and self._clock.now() >= remote.deadline_s:
             raise HandoverError(

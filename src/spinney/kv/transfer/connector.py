@@ -30,7 +30,8 @@ class PullRequest:
     """Which blocks are wanted: those of *handle*'s prompt from index *first_block* on.
 
     *layout* and *prompt* are digests the serving side compares with its own. *num_blocks* is how
-    many blocks the reader has room for; zero of them only ends the lease.
+    many blocks the reader has room for; zero of them only ends the lease. *num_bytes*, which does
+    not travel, is their size: another one announced is a protocol error.
     """
 
     handle: Handle
@@ -38,6 +39,7 @@ class PullRequest:
     prompt: str
     first_block: int
     num_blocks: int
+    num_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

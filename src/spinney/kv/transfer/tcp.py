@@ -68,6 +68,7 @@ class TcpConnector:
                 async with asyncio.timeout(ANSWER_TIMEOUT_S):
                     await send(sock, _pull_message(request, self._host))
                     ready = await expect(sock, Ready)
+                _check_size(request, ready)
                 async with asyncio.timeout(TRANSFER_TIMEOUT_S):
                     mapped, data = await _fetch(sock, ready)
             yield Pulled(data, ready.checksum, "tcp" if mapped is None else "shared-memory")
@@ -82,6 +83,15 @@ class TcpConnector:
             if mapped is not None:
                 del data
                 mapped.close()
+
+
+def _check_size(request: PullRequest, ready: Ready) -> None:
+    # Before memory is taken: the number may be anything.
+    if request.num_bytes is not None and ready.num_bytes != request.num_bytes:
+        raise HandoverError(
+            Failure.PROTOCOL,
+            f"{request.num_bytes} bytes were asked for, {ready.num_bytes} are announced",
+        )
 
 
 def _pull_message(request: PullRequest, host: str) -> Pull:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 VERSION = 1
 MAX_MESSAGE_BYTES = 65_536
 """A longer message is a protocol error."""
+STALL_TIMEOUT_S = 2.0
+"""A peer whose bytes stand still so long counts as dead: it had them in memory."""
 
 
 class Pull(msgspec.Struct, tag="pull"):
@@ -92,7 +94,7 @@ async def receive(sock: socket.socket) -> Message:
         )
     try:
         message: Message = _DECODER.decode(await _exactly(sock, length))
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise HandoverError(Failure.PROTOCOL, f"a message cannot be read: {error}") from None
     return message
 
@@ -110,12 +112,16 @@ async def expect(sock: socket.socket, kind: type[M]) -> M:
 
 
 async def receive_into(sock: socket.socket, data: NDArray[np.uint8]) -> None:
-    """Fill *data* from *sock*; raise HandoverError when the peer goes away before."""
+    """Fill *data* from *sock*.
+
+    Raises HandoverError when the peer goes away before, TimeoutError when it sends nothing more.
+    """
     loop = asyncio.get_running_loop()
     view = data.data
     filled = 0
     while filled < len(view):
-        count = await loop.sock_recv_into(sock, view[filled:])
+        async with asyncio.timeout(STALL_TIMEOUT_S):
+            count = await loop.sock_recv_into(sock, view[filled:])
         if count == 0:
             raise HandoverError(
                 Failure.UNREACHABLE,
