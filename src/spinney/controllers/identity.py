@@ -25,6 +25,7 @@ Component = Literal[
     "pcs-podclique",
     "pcsg-podclique",
     "podgang",
+    "pcs-revision",
 ]
 
 TEMPLATE_REPLICAS = "spinney.dev/template-replicas"
