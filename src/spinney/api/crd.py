@@ -52,7 +52,37 @@ _DEFAULTS: dict[tuple[type, str], Any] = {
     (grove.PodCliqueScalingGroupSpec, "replicas"): 1,
     (grove.PodCliqueScalingGroupSpec, "minAvailable"): 1,
 }
-_RULES: dict[type, list[dict[str, str]]] = {
+_NO_PACK_DOMAIN = "!has({0}.topologyConstraint) || !has({0}.topologyConstraint.packDomain)"
+
+
+def _of_new_sets(rule: str, path: str) -> dict[str, Any]:
+    """Return a rule that holds for a set when it is created, and not when it is updated."""
+    return {
+        "rule": f"oldSelf.hasValue() || {rule}",
+        "optionalOldSelf": True,
+        "message": "packDomain is deprecated; write pack.required instead",
+        "reason": "FieldValueForbidden",
+        "fieldPath": path,
+    }
+
+
+_RULES: dict[type, list[dict[str, Any]]] = {
+    grove.PodCliqueSet: [
+        _of_new_sets(
+            _NO_PACK_DOMAIN.format("self.spec.template"), ".spec.template.topologyConstraint"
+        ),
+        _of_new_sets(
+            "!has(self.spec.template.cliques) || self.spec.template.cliques.all(c, "
+            f"{_NO_PACK_DOMAIN.format('c')})",
+            ".spec.template.cliques",
+        ),
+        _of_new_sets(
+            "!has(self.spec.template.podCliqueScalingGroups) || "
+            "self.spec.template.podCliqueScalingGroups.all(g, "
+            f"{_NO_PACK_DOMAIN.format('g')})",
+            ".spec.template.podCliqueScalingGroups",
+        ),
+    ],
     grove.TopologyConstraint: [
         {
             "rule": "has(self.pack) || has(self.packDomain)",
@@ -112,6 +142,7 @@ _KINDS = (
             ("Available", "integer", ".status.availableReplicas", 0),
             ("Updated", "integer", ".status.updatedReplicas", 0),
             ("Healthy", "string", ".status.conditions[?(@.type=='Available')].status", 0),
+            ("Update", "string", ".status.conditions[?(@.type=='Progressing')].reason", 0),
             ("Message", "string", ".status.conditions[?(@.type=='Available')].message", 0),
             _AGE,
         ),

@@ -15,11 +15,13 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 from msgspec import Meta
 
-from spinney.api.core import PodSpec
+from spinney.api.core import IntOrString, PodSpec
 from spinney.api.meta import ApiStruct, Condition, KubeObject
 from spinney.api.resource import Resource
 
 GROUP = "grove.io"
+
+_LABEL_KEY = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
 
 DomainName = Annotated[str, Meta(min_length=1, max_length=63, pattern="^[a-z][a-z0-9-]*$")]
 """A topology domain as users name it, such as ``rack``."""
@@ -142,10 +144,31 @@ class PodCliqueSetTemplate(ApiStruct):
     pod_clique_scaling_groups: list[ScalingGroupTemplate] = []
 
 
+class CoherentUpdate(ApiStruct):
+    """How much service a coherent update leaves at every step."""
+
+    min_capacity_percent: Annotated[int, Meta(ge=0, le=100)] | None = None
+    """Share of the replica's end-to-end capacity that no step goes below; 75 if absent."""
+    max_unavailable: IntOrString | None = None
+    """Units of a role, or per cent of them, that may be missing at a time; 25% if absent."""
+    max_surge: IntOrString | None = None
+    """Units of a role, or per cent of them, that may exist on top of it; 1 if absent."""
+
+
 class UpdateStrategy(ApiStruct):
     """How a changed template reaches running pods."""
 
     type: UpdateStrategyType = "RollingRecreate"
+    paused: bool = False
+    """No running pod is replaced by an update; scaling and repair go on."""
+    rollback_to: Annotated[int, Meta(ge=1)] | None = None
+    """While set, pods are as this stored revision has them, whatever the template says."""
+    revision_history_limit: Annotated[int, Meta(ge=0)] | None = None
+    """Stored revisions kept besides those in use; 10 if absent."""
+    progress_deadline_seconds: Annotated[int, Meta(ge=1)] | None = None
+    """How long an update may go without a further ready pod before it is reported; 1800 if
+    absent, because loading a model takes long."""
+    coherent: CoherentUpdate | None = None
 
 
 class PodCliqueSetSpec(ApiStruct):
@@ -182,6 +205,10 @@ class PodCliqueSetUpdateProgress(ApiStruct):
     updated_pod_clique_scaling_groups_count: int = 0
     total_pod_clique_scaling_groups_count: int = 0
     currently_updating: list[CurrentlyUpdating] = []
+    updated_pods: int = 0
+    """Ready pods of the new revision, the most there were."""
+    last_progress_at: str | None = None
+    """When there was last a further one."""
 
 
 class PodCliqueSetStatus(ApiStruct):
@@ -193,6 +220,8 @@ class PodCliqueSetStatus(ApiStruct):
     available_replicas: int = 0
     hpa_pod_selector: str = ""
     current_generation_hash: str = ""
+    current_revision: int = 0
+    """The number of the stored revision that pods are to be of."""
     conditions: list[Condition] = []
     last_errors: list[LastError] = []
     update_progress: PodCliqueSetUpdateProgress | None = None
@@ -311,7 +340,7 @@ class TopologyLevel(ApiStruct):
     """A level of the topology: its name, and the node label that tells the domain."""
 
     domain: DomainName
-    key: Annotated[str, Meta(min_length=1, max_length=63)]
+    key: Annotated[str, Meta(min_length=1, max_length=63, pattern=_LABEL_KEY)]
 
 
 class SchedulerTopologyBinding(ApiStruct):

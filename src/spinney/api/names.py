@@ -30,5 +30,8 @@ ROLE = "spinney.dev/role"
 """Pod label: ``prefill``, ``decode``, ``both`` (serves whole requests) or ``router``."""
 MODEL = "spinney.dev/model"
 """Pod label: the model name the worker serves."""
+REVISION = "spinney.dev/revision"
+"""Pod label: the revisions of the set that the pod is of, joined by dots. Prefill and decode pods
+may work together if they have one in common."""
 HTTP_PORT = "http"
 """The name of the container port on which a worker or router serves HTTP."""
