@@ -16,10 +16,10 @@ from spinney.controllers.podcliqueset import decide as sets
 from spinney.controllers.podgang.decide import (
     Observation,
     gang_name,
-    gang_status,
     is_wanted,
     wanted_gang,
 )
+from spinney.controllers.podgang.status import gang_status
 from spinney.controllers.scalinggroup import decide as groups_of
 from spinney.controllers.topology import Keys
 

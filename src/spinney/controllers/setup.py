@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from spinney.api import names
 from spinney.controllers import identity
+from spinney.controllers.backends.handover import Handover
 from spinney.controllers.pod_state import is_finished, is_scheduled
 from spinney.controllers.podclique.pod import WAIT_IMAGE
 from spinney.controllers.podclique.reconciler import PodCliqueReconciler
@@ -53,6 +54,7 @@ def register(
     del ids
     world = World(runtime)
     client, clock = runtime.client, runtime.clock
+    handover = Handover(client, events)
     sets = runtime.controller(
         "podcliqueset", PodCliqueSetReconciler(client, world, clock, events), concurrency=2
     )
@@ -63,11 +65,11 @@ def register(
     )
     cliques = runtime.controller(
         "podclique",
-        PodCliqueReconciler(client, world, clock, events, wait_image=wait_image),
+        PodCliqueReconciler(client, world, clock, events, handover, wait_image=wait_image),
         concurrency=CONCURRENCY,
     )
     gangs = runtime.controller(
-        "podgang", PodGangReconciler(client, world, clock), concurrency=CONCURRENCY
+        "podgang", PodGangReconciler(client, world, clock, handover), concurrency=CONCURRENCY
     )
     termination = runtime.controller(
         "gangtermination", GangTermination(client, world, clock, events), concurrency=CONCURRENCY

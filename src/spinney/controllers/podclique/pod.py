@@ -13,6 +13,7 @@ from spinney import __version__
 from spinney.api import names
 from spinney.api.core import Pod
 from spinney.controllers import identity
+from spinney.controllers.backends.backend import PodMarks
 from spinney.controllers.cliques import with_environment
 
 if TYPE_CHECKING:
@@ -33,15 +34,18 @@ def build_pod(
     clique: PodClique,
     index: int,
     waits_for: Sequence[tuple[str, int]] = (),
+    marks: PodMarks | None = None,
     *,
     wait_image: str = WAIT_IMAGE,
 ) -> Unstructured:
     """Return the pod of *index*; it has no name but a prefix, the API server completes it.
 
     *waits_for* has the full names of the cliques to wait for, each with how many of its pods
-    have to be ready.
+    have to be ready. *marks* are those of the pod's scheduler.
     """
+    marks = marks or PodMarks()
     spec = with_environment(copy.deepcopy(clique.spec.pod_spec), _environment(clique))
+    spec |= marks.spec
     spec["hostname"] = f"{clique.name}-{index}"
     spec["subdomain"] = _service_name(clique)
     spec["schedulerName"] = spec.get("schedulerName") or names.SPINNEY_SCHEDULER
@@ -61,10 +65,11 @@ def build_pod(
             "namespace": clique.namespace,
             "labels": {
                 **clique.labels,
+                **marks.labels,
                 names.POD_CLIQUE: clique.name,
                 names.POD_INDEX: str(index),
             },
-            "annotations": annotations,
+            "annotations": {**annotations, **marks.annotations},
             "ownerReferences": [_owner(clique)],
         },
         "spec": spec,

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from spinney.clock import Clock
+    from spinney.controllers.backends.handover import Handover
     from spinney.controllers.podclique.decide import Action
     from spinney.controllers.world import World
     from spinney.kube.client import KubeClient
@@ -52,6 +53,7 @@ class PodCliqueReconciler:
         world: World,
         clock: Clock,
         events: EventRecorder,
+        handover: Handover,
         *,
         wait_image: str = WAIT_IMAGE,
     ) -> None:
@@ -59,6 +61,7 @@ class PodCliqueReconciler:
         self._world = world
         self._clock = clock
         self._events = events
+        self._handover = handover
         self._wait_image = wait_image
         self._unseen = UnseenWrites(world.pods, clock)
         self._pacer = Pacer(clock)
@@ -153,9 +156,12 @@ class PodCliqueReconciler:
         waits_for = self._waits_for(clique)
         if waits_for is None:
             return []
+        scheduler = str(clique.spec.pod_spec.get("schedulerName") or "")
+        backend = await self._handover.backend(scheduler)
+        marks = backend.marks(clique.labels.get(names.POD_GANG, ""), clique.name)
 
         async def create(index: int) -> str:
-            body = build_pod(clique, index, waits_for, wait_image=self._wait_image)
+            body = build_pod(clique, index, waits_for, marks, wait_image=self._wait_image)
             made = await self._client.create(body, resource=Pod.RESOURCE)
             pod = codec.from_dict(Pod, made)
             self._unseen.created(pod)

@@ -11,10 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from spinney.api import names
-from spinney.api.meta import Condition, ObjectMeta, with_condition
+from spinney.api.grove_backends import KAI_QUEUE, VOLCANO_QUEUE_ANNOTATION
+from spinney.api.meta import ObjectMeta
 from spinney.api.podgang import (
     GangPodGroup,
     NamespacedName,
@@ -22,8 +21,8 @@ from spinney.api.podgang import (
     PodGangSpec,
     TopologyConstraintGroupConfig,
 )
-from spinney.controllers import gangs, identity, topology
-from spinney.controllers.pod_state import is_live, is_ready
+from spinney.controllers import identity, topology
+from spinney.controllers.pod_state import is_live
 from spinney.controllers.template import (
     clique_count,
     group_count,
@@ -46,13 +45,10 @@ if TYPE_CHECKING:
         ScalingGroupTemplate,
         TopologyConstraint,
     )
-    from spinney.api.podgang import GangPhase, PodGangStatus
     from spinney.controllers.identity import GangIdentity
     from spinney.controllers.template import Count
     from spinney.controllers.topology import Keys
 
-INITIALIZED = "Initialized"
-READY = "Ready"
 _NOT_MIRRORED = ("grove.io/", "kubectl.kubernetes.io/", "app.kubernetes.io/", "spinney.dev/")
 
 
@@ -162,51 +158,6 @@ def wanted_gang(pcs: PodCliqueSet, which: GangIdentity, name: str, seen: Observa
     return PodGang(metadata=_metadata(pcs, which, name, spec, seen.keys), spec=spec)
 
 
-def gang_status(gang: PodGang, pods: Sequence[Pod], now: str) -> PodGangStatus:
-    """Return the gang's status: phase, Initialized and Ready; the scheduler's part is kept."""
-    listed = all(group.pod_references or not group.min_replicas for group in gang.spec.pod_groups)
-    was = next((c for c in gang.status.conditions if c.type == INITIALIZED), None)
-    if listed or (was is not None and was.status == "True"):
-        initialized = Condition(
-            type=INITIALIZED,
-            status="True",
-            reason="PodGangPodsCreated",
-            message="all pods of the gang have been created",
-        )
-    else:
-        initialized = Condition(
-            type=INITIALIZED,
-            status="False",
-            reason="PodGangPodsCreationPending",
-            message="pods of the gang are still to be created",
-        )
-    ready = gangs.is_gang_ready(gang, pods)
-    scheduled = gangs.is_gang_scheduled(gang, pods)
-    phase: GangPhase = "Running" if ready else "Starting" if scheduled else "Pending"
-    conditions = with_condition(gang.status.conditions, initialized, now)
-    conditions = with_condition(conditions, _ready(gang, pods, ready=ready), now)
-    return msgspec.structs.replace(gang.status, phase=phase, conditions=conditions)
-
-
-def _ready(gang: PodGang, pods: Sequence[Pod], *, ready: bool) -> Condition:
-    if ready:
-        return Condition(
-            type=READY,
-            status="True",
-            reason="PodGangReady",
-            message="every clique of the gang has its minimum of ready pods",
-        )
-    found = gangs.counts(pods, is_ready)
-    short = [g for g in gang.spec.pod_groups if found.get(g.name, 0) < g.min_replicas]
-    return Condition(
-        type=READY,
-        status="False",
-        reason="PodGangNotReady",
-        message="fewer pods are ready than needed: "
-        + ", ".join(f"{g.name} {found.get(g.name, 0)} of {g.min_replicas}" for g in short),
-    )
-
-
 def _listed(found: Sequence[Part], seen: Observation) -> dict[str, list[str]]:
     """Return the names of the pods to list, by clique."""
     live: dict[str, list[str]] = {part.name: [] for part in found}
@@ -301,6 +252,11 @@ def _metadata(
         labels[names.SCALING_GROUP] = which.group
         labels[names.SCALING_GROUP_REPLICA_INDEX] = str(which.group_replica)
     annotations = _mirrored(pcs.metadata.annotations)
+    for clique in pcs.spec.template.cliques:
+        if queue := clique.labels.get(KAI_QUEUE) or clique.annotations.get(KAI_QUEUE):
+            labels.setdefault(KAI_QUEUE, queue)
+        if queue := clique.annotations.get(VOLCANO_QUEUE_ANNOTATION):
+            annotations.setdefault(VOLCANO_QUEUE_ANNOTATION, queue)
     if keys is not None and _is_constrained(spec):
         annotations[names.TOPOLOGY_NAME] = keys.topology_name
     return ObjectMeta(

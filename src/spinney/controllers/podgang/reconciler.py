@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from spinney.api import codec
+from spinney.api import codec, names
 from spinney.api.podgang import PodGang
 from spinney.clock import rfc3339
 from spinney.controllers import identity
@@ -26,10 +26,10 @@ from spinney.controllers.pacing import Pacer
 from spinney.controllers.podgang.decide import (
     Observation,
     gang_name,
-    gang_status,
     is_wanted,
     wanted_gang,
 )
+from spinney.controllers.podgang.status import gang_status
 from spinney.kube.controller import Result
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from spinney.api.grove import PodCliqueSet
     from spinney.api.meta import KubeObject
     from spinney.clock import Clock
+    from spinney.controllers.backends.handover import Handover
     from spinney.controllers.identity import GangIdentity
     from spinney.controllers.world import World
     from spinney.kube.client import KubeClient
@@ -48,11 +49,12 @@ T = TypeVar("T", bound="KubeObject")
 class PodGangReconciler:
     """Reconciles PodGangs by ``namespace/name``, also those that are still to be made."""
 
-    def __init__(self, client: KubeClient, world: World, clock: Clock) -> None:
+    def __init__(self, client: KubeClient, world: World, clock: Clock, handover: Handover) -> None:
         self._client = client
         self._world = world
         self._clock = clock
         self._pacer = Pacer(clock)
+        self._handover = handover
 
     async def reconcile(self, key: str) -> Result | None:
         """Bring one gang to where its set, cliques and pods say it should be."""
@@ -62,6 +64,8 @@ class PodGangReconciler:
         pcs = self._world.set_of(member) if member is not None else None
         if pcs is None or which is None or (gang is not None and gang.deleting):
             self._pacer.forget(key)
+            if gang is not None:
+                self._handover.forget(gang.metadata.uid)
             return None
         seen = self._observe(key, gang, pcs, f"{pcs.key}/{which.replica}")
         name = gang_name(pcs, which)
@@ -96,10 +100,14 @@ class PodGangReconciler:
             await perform(self._client, [Change(gang, patch)])
             # The status speaks of the spec that is stored; its event brings us back.
             return None
-        return await self._report(gang, seen)
+        again_s = await self._handover.tell(gang)
+        report_s = await self._report(gang, seen)
+        waits = [s for s in (again_s, report_s) if s]
+        return Result(min(waits)) if waits else None
 
-    async def _report(self, gang: PodGang, seen: Observation) -> Result | None:
-        status = gang_status(gang, seen.pods, rfc3339(self._clock.now()))
+    async def _report(self, gang: PodGang, seen: Observation) -> float | None:
+        backend = await self._handover.backend(gang.labels.get(names.SCHEDULER_NAME, ""))
+        status = gang_status(gang, seen.pods, rfc3339(self._clock.now()), backend)
         patch = status_patch(gang, msgspec.structs.replace(gang, status=status))
         wait_s = self._pacer.wait_s(gang.key, changed=bool(patch))
         if wait_s == 0.0:
@@ -109,7 +117,7 @@ class PodGangReconciler:
                 PodGang, gang.name, patch, gang.namespace, subresource="status"
             )
             return None
-        return Result(wait_s) if wait_s else None
+        return wait_s
 
 
 def _changes(gang: PodGang, wanted: PodGang) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""One gang, as each scheduler wants to be told of it."""
