@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 import yaml
 from msgspec import inspect as types
 
-from spinney.api import core, grove, podgang
+from spinney.api import core, grove, podgang, queue
 
 if TYPE_CHECKING:
     from spinney.api.meta import KubeObject
@@ -186,6 +186,16 @@ _KINDS = (
             ("Scheduled", "string", ".status.conditions[?(@.type=='Scheduled')].status", 0),
             ("Score", "number", ".status.placementScore", 0),
             ("Message", "string", ".status.conditions[?(@.type=='Scheduled')].message", 1),
+            _AGE,
+        ),
+    ),
+    _Kind(
+        queue.Queue,
+        (
+            ("Priority", "integer", ".spec.priority", 0),
+            ("Parent", "string", ".spec.parentQueue", 0),
+            ("Children", "string", ".status.childQueues", 1),
+            ("DisplayName", "string", ".spec.displayName", 1),
             _AGE,
         ),
     ),

@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spinney.api import names
+from spinney.api.meta import find_condition
 from spinney.errors import BadInputError
 from spinney.log import get_logger
-from spinney.scheduler.gangs import gang_of, lone_gang
+from spinney.scheduler.gang_trees import GangTrees
+from spinney.scheduler.gangs import gang_of, lone_gang, whole_gang
+from spinney.scheduler.queues.model import QueueBook, assigned
 from spinney.scheduler.shapes import PodInfo, Shape, shape_of
 from spinney.scheduler.snapshot import Layout, NodeInfo, Snapshot, node_info
 
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from spinney.api.core import Node, Pod, PriorityClass
     from spinney.api.grove import ClusterTopologyBinding
     from spinney.api.podgang import PodGang
+    from spinney.api.queue import Queue
     from spinney.scheduler.gangs import Gang
     from spinney.scheduler.shapes import PodState
 
@@ -57,6 +61,8 @@ class Cache:
         """Base gang to the gangs that were scaled out from it."""
         self._apart: set[str] = set()
         self._shapes: dict[Shape, Shape] = {}
+        self._queues = QueueBook()
+        self._trees = GangTrees()
         self._layout: Layout | None = None
         self._used: NDArray[np.int64] = np.zeros((0, 0), np.int64)
         self._leaving: NDArray[np.int64] = np.zeros((0, 0), np.int64)
@@ -102,18 +108,34 @@ class Cache:
     def set_gang(self, gang: PodGang) -> None:
         """Add or change a gang."""
         self._gangs[gang.key] = gang
+        self._trees.touch(gang.key, *self._scaled.get(gang.key, ()))
 
     def remove_gang(self, key: str) -> None:
         """Forget a gang."""
         self._gangs.pop(key, None)
+        self._trees.touch(key, *self._scaled.get(key, ()))
 
     def set_priority_class(self, found: PriorityClass) -> None:
         """Add or change a priority class."""
         self._classes[found.name] = found
+        self._trees.clear()
 
     def remove_priority_class(self, name: str) -> None:
         """Forget a priority class."""
         self._classes.pop(name, None)
+        self._trees.clear()
+
+    def set_queue(self, queue: Queue) -> None:
+        """Add or change a queue."""
+        if self._queues.set(queue):
+            self._trees.clear()
+            self.room_version += 1
+
+    def remove_queue(self, name: str) -> None:
+        """Forget a queue."""
+        if self._queues.remove(name):
+            self._trees.clear()
+            self.room_version += 1
 
     def set_topology(self, binding: ClusterTopologyBinding) -> None:
         """Add or change a topology."""
@@ -166,21 +188,25 @@ class Cache:
         info = self._pods.get(key)
         return info is not None and info.state == "active" and key not in self._assumed
 
-    def snapshot(self) -> Snapshot:
-        """Return the state of now. Cheap while nodes stay the same: two arrays are copied."""
+    def snapshot(self, now: float = 0.0) -> Snapshot:
+        """Return the state at *now*. Cheap while nodes stay the same: two arrays are copied."""
         layout = self._laid_out()
         used, leaving = self._used.copy(), self._leaving.copy()
         used.flags.writeable = False
         leaving.flags.writeable = False
-        gangs = sorted((self._gang(key) for key in self._waiting), key=lambda g: g.order)
+        self._trees.refresh(self._gang, self._waiting, self._active)
         return Snapshot(
             layout,
             used,
             leaving,
             dict(self._pods),
-            tuple(gangs),
+            self._trees.waiting(self._waiting),
             tuple(sorted(self._apart)),
             self.room_version,
+            self._trees.standing(),
+            self._queues.tree,
+            self._trees.version + self.room_version,
+            now,
         )
 
     def judge(self, key: str) -> Gang | None:
@@ -188,7 +214,16 @@ class Cache:
         return self._gang(key) if key in self._gangs else None
 
     def _gang(self, key: str) -> Gang:
+        gang = self._tree_of(key)
         podgang = self._gangs.get(key)
+        pods = (*self._waiting.get(key, ()), *self._active.get(key, ()))
+        labels: dict[str, str] = dict(self._pods[min(pods)].labels) if pods else {}
+        return assigned(gang, labels | (podgang.labels if podgang is not None else {}))
+
+    def _tree_of(self, key: str) -> Gang:
+        podgang = self._gangs.get(key)
+        if podgang is None and key not in self._waiting:
+            return whole_gang(key, [self._pods[p] for p in self._active[key]], self._pod_priority)
         if podgang is None:
             pod = self._pods[min(self._waiting[key])]
             lone = lone_gang(pod, self._pod_priority(pod))
@@ -219,7 +254,8 @@ class Cache:
         named = self._classes.get(podgang.spec.priority_class_name)
         if named is not None:
             return named.value
-        pods = [self._pods[p] for p in self._waiting.get(podgang.key, ())]
+        keys = self._waiting.get(podgang.key) or self._active.get(podgang.key) or set()
+        pods = [self._pods[p] for p in keys]
         return max((self._pod_priority(p) for p in pods), default=0)
 
     def _pod_priority(self, pod: PodInfo) -> int:
@@ -264,6 +300,7 @@ class Cache:
             pod.spec.priority,
             pod.spec.priority_class_name,
             pod.metadata.creation_timestamp or "",
+            _started(pod) if node else "",
         )
 
     @staticmethod
@@ -283,6 +320,10 @@ class Cache:
         if new is not None:
             self._pods[key] = new
             self._count(new, 1)
+        for pod in (old, new):
+            if pod is not None:
+                base = pod.base_gang or pod.gang
+                self._trees.touch(pod.gang or pod.key, base, *self._scaled.get(base, ()))
         self._note_room(old, new)
 
     def _note_room(self, old: PodInfo | None, new: PodInfo | None) -> None:
@@ -295,8 +336,8 @@ class Cache:
         owner = pod.gang or pod.key
         if pod.ours and pod.state == "pending":
             _index(self._waiting, owner, pod.key, sign)
-        if pod.state == "active" and pod.gang:
-            _index(self._active, pod.gang, pod.key, sign)
+        if pod.state == "active" and (pod.gang or pod.ours):
+            _index(self._active, owner, pod.key, sign)
         if pod.base_gang and pod.gang and sign > 0:
             self._scaled.setdefault(pod.base_gang, set()).add(pod.gang)
         if pod.state not in _HOLDING:
@@ -329,6 +370,13 @@ class Cache:
             for pod in holding:
                 self._take(layout, pod, 1)
         return self._layout
+
+
+def _started(pod: Pod) -> str:
+    """Return when the pod came to its node."""
+    bound = find_condition(pod.status.conditions, "PodScheduled")
+    since = bound.last_transition_time if bound and bound.status == "True" else None
+    return pod.status.start_time or since or pod.metadata.creation_timestamp or ""
 
 
 def _index(index: dict[str, set[str]], at: str, key: str, sign: int) -> None:

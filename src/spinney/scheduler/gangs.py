@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from spinney.api.podgang import GangPodGroup, GangTopologyConstraint, PodGang
     from spinney.scheduler.shapes import PodInfo
@@ -61,11 +61,20 @@ class Gang:
     """Whether it is a single pod without a PodGang; the key is then the pod's."""
     waiting: str = ""
     """Why it is not to be looked at yet; empty when it is."""
+    queue: str = ""
+    """The queue it is charged to; empty until one is looked up from labels."""
+    preemptible: bool | None = None
+    """Whether it may be displaced; None until that is looked up from labels and priority."""
 
     @property
     def order(self) -> tuple[int, str, str]:
         """Sort key: priority, then age, then name."""
         return (-self.priority, self.created, self.key)
+
+    @property
+    def stands(self) -> bool:
+        """Whether any of its pods is on a node."""
+        return any(leaf.active for leaf in self.root.leaves())
 
     @property
     def satisfied(self) -> bool:
@@ -77,6 +86,14 @@ def lone_gang(pod: PodInfo, priority: int) -> Gang:
     """Return the gang of one that *pod* is."""
     leaf = Group(pod.key, minimum=1, pending=(pod,))
     return Gang(pod.key, leaf, priority, pod.created, lone=True)
+
+
+def whole_gang(key: str, pods: Sequence[PodInfo], priority_of: Callable[[PodInfo], int]) -> Gang:
+    """Return *pods*, all on nodes, as a gang that needs every one of them."""
+    active = tuple(sorted(pods, key=lambda pod: (pod.created, pod.key)))
+    leaf = Group(key, minimum=len(active), active=active)
+    priority = max(priority_of(pod) for pod in active)
+    return Gang(key, leaf, priority, active[0].created, lone=key == active[0].key)
 
 
 def gang_of(

@@ -24,6 +24,15 @@ from spinney.api.podgang import (
     PodGangSpec,
     TopologyConstraintGroupConfig,
 )
+from spinney.api.quantity import parse_quantity
+from spinney.api.queue import (
+    PREEMPTIBILITY,
+    QUEUE,
+    Queue,
+    QueueResource,
+    QueueResources,
+    QueueSpec,
+)
 from spinney.errors import BadInputError
 from spinney.scheduler.cache import Cache
 
@@ -109,6 +118,32 @@ class GangLine(_Part):
     constraints: list[ConstraintLine] = []
     base: str = ""
     """The gang it was scaled out from."""
+    queue: str = ""
+    preemptible: bool | None = None
+    """Whatever its priority."""
+    started: str = ""
+    """When its pods came to their nodes; their creation unless given."""
+
+
+class ShareLine(_Part, frozen=True):
+    """A queue's part of one resource, in GPUs, cores or bytes; -1 is unlimited."""
+
+    quota: Amount = -1
+    limit: Amount = -1
+    weight: float = 1
+
+
+class QueueLine(_Part):
+    """A queue; what it does not say is not restricted."""
+
+    name: str
+    parent: str = ""
+    priority: int = 100
+    gpus: ShareLine = ShareLine()
+    cpu: ShareLine = ShareLine()
+    memory: ShareLine = ShareLine()
+    preempt_min_runtime: str | None = None
+    reclaim_min_runtime: str | None = None
 
 
 class Scenario(_Part):
@@ -117,6 +152,7 @@ class Scenario(_Part):
     nodes: list[NodeLine] = []
     levels: list[str] = []
     """Label keys from broad to narrow."""
+    queues: list[QueueLine] = []
     gangs: list[GangLine] = []
     pods: list[PodsLine] = []
 
@@ -136,6 +172,8 @@ def fill(found: Scenario, cache: Cache | None = None) -> Cache:
         cache.set_topology(_topology(found.levels))
     for node in nodes(found):
         cache.set_node(node)
+    for at, queue in enumerate(found.queues):
+        cache.set_queue(queue_object(queue, at))
     for at, gang in enumerate(found.gangs):
         if gang.priority:
             value = PriorityClass(
@@ -194,7 +232,11 @@ def podgang(line: GangLine, age: int = 0) -> PodGang:
     ]
     return PodGang(
         metadata=ObjectMeta(
-            name=line.name, namespace=NAMESPACE, creation_timestamp=_created(age), uid=line.name
+            name=line.name,
+            namespace=NAMESPACE,
+            labels=_gang_labels(line),
+            creation_timestamp=_created(age),
+            uid=line.name,
         ),
         spec=PodGangSpec(
             pod_groups=[_group(line, group) for group in line.groups],
@@ -203,6 +245,38 @@ def podgang(line: GangLine, age: int = 0) -> PodGang:
             priority_class_name=f"p{line.priority}" if line.priority else "",
         ),
     )
+
+
+def queue_object(line: QueueLine, age: int = 0) -> Queue:
+    """Return the queue as an API object; a larger *age* means younger."""
+
+    def part(share: ShareLine, unit: float) -> QueueResource:
+        quota, limit = (float(parse_quantity(v)) for v in (share.quota, share.limit))
+        return QueueResource(
+            quota if quota < 0 else quota * unit,
+            share.weight,
+            limit if limit < 0 else limit * unit,
+        )
+
+    return Queue(
+        metadata=ObjectMeta(name=line.name, creation_timestamp=_created(age)),
+        spec=QueueSpec(
+            parent_queue=line.parent,
+            priority=line.priority,
+            preempt_min_runtime=line.preempt_min_runtime,
+            reclaim_min_runtime=line.reclaim_min_runtime,
+            resources=QueueResources(
+                part(line.gpus, 1), part(line.cpu, 1000), part(line.memory, 1e-6)
+            ),
+        ),
+    )
+
+
+def _gang_labels(line: GangLine) -> dict[str, str]:
+    labels = {QUEUE: line.queue} if line.queue else {}
+    if line.preemptible is not None:
+        labels[PREEMPTIBILITY] = "preemptible" if line.preemptible else "non-preemptible"
+    return labels
 
 
 def _group(gang: GangLine, line: PodsLine) -> GangPodGroup:
@@ -242,6 +316,8 @@ def pods(line: PodsLine, age: int = 0, gang: GangLine | None = None) -> Iterator
         raw = _pod(line, name, gpus, gang, age)
         if node:
             raw["spec"]["nodeName"] = node
+            if gang is not None and gang.started:
+                raw["status"]["startTime"] = gang.started
         elif number >= waiting:
             raw["spec"]["schedulingGates"] = [{"name": names.POD_GANG_GATE}]
         if number >= waiting + line.gated + len(line.on):

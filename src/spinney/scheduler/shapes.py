@@ -157,6 +157,8 @@ class PodInfo:
     priority: int | None = None
     priority_class: str = ""
     created: str = ""
+    started: str = ""
+    """When it came to its node, as the API writes times; empty while it has none."""
 
     @property
     def namespace(self) -> str:

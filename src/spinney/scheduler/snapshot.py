@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from spinney.scheduler.queues.model import QueueTree
 from spinney.scheduler.shapes import PODS, amounts
 
 if TYPE_CHECKING:
@@ -161,3 +162,10 @@ class Snapshot:
     """Keys of the pods on nodes that keep others away by anti-affinity."""
     room_version: int = 0
     """Rises whenever something may fit that did not before."""
+    standing: tuple[Gang, ...] = ()
+    """Gangs with pods on nodes, in no particular order."""
+    queues: QueueTree = field(default_factory=QueueTree)
+    version: int = 0
+    """Rises with every change of anything."""
+    now: float = 0.0
+    """Seconds since the epoch."""
