@@ -73,8 +73,10 @@ def check_backend(
 
 def backend_warnings(pcs: PodCliqueSet, policy: GrovePolicy) -> Iterator[str]:
     """Yield what the set's scheduler silently leaves undone."""
-    if scheduler_of(pcs, policy) == KUBE and _is_constrained(pcs):  # B4
-        yield (
+    name = scheduler_of(pcs, policy)
+    backend = policy.backend(name) if name else None
+    if backend and backend.name == KUBE and not backend.topology_aware and _is_constrained(pcs):
+        yield (  # B4
             f"{KUBE} does not know topology constraints: pods are placed without them; "
             "choose a scheduler that does, or remove topologyConstraint"
         )

@@ -7,9 +7,13 @@ the hook; it says nothing of how the offers are kept.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from spinney.api import names
 from spinney.errors import BadInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 KAI = "kai-scheduler"
 VOLCANO = "volcano"
@@ -71,9 +75,10 @@ class GrovePolicy:
         return ", ".join(backend.name for backend in self.schedulers)
 
 
-def backends(wanted: tuple[str, ...]) -> tuple[SchedulerBackend, ...]:
+def backends(wanted: Iterable[str]) -> tuple[SchedulerBackend, ...]:
     """Return the back ends by name; raise BadInputError for one that is not known."""
     known = {backend.name: backend for backend in KNOWN_BACKENDS}
+    wanted = tuple(wanted)
     unknown = [name for name in wanted if name not in known]
     if unknown:
         raise BadInputError(
@@ -82,5 +87,8 @@ def backends(wanted: tuple[str, ...]) -> tuple[SchedulerBackend, ...]:
     return tuple(known[name] for name in wanted)
 
 
-SPINNEY_ONLY = GrovePolicy(schedulers=(KNOWN_BACKENDS[0],))
-"""For a cluster in which Spinney's scheduler is the only one, such as a local cluster."""
+def placed_by_spinney(scheduler_names: Iterable[str]) -> GrovePolicy:
+    """Return the policy where Spinney's scheduler places pods that name any of these."""
+    return GrovePolicy(
+        schedulers=tuple(SchedulerBackend(name, topology_aware=True) for name in scheduler_names)
+    )

@@ -64,6 +64,7 @@ def control_plane(home: str, port: int, log_level: str) -> None:
 async def _run(home: ClusterHome, port: int) -> None:
     from spinney.api.crd import crd_documents
     from spinney.api.grove_admission import GroveAdmission
+    from spinney.api.grove_policy import placed_by_spinney
     from spinney.local.apiserver.http import HttpServer
     from spinney.local.apiserver.persistence import SqlitePersistence
     from spinney.local.apiserver.server import ApiServer
@@ -74,7 +75,7 @@ async def _run(home: ClusterHome, port: int) -> None:
         clock,
         RandomIds(),
         persistence=SqlitePersistence(home.database),
-        hooks=[GroveAdmission()],
+        hooks=[GroveAdmission(placed_by_spinney(SCHEDULER_NAMES))],
         definitions=crd_documents(),
     )
     try:

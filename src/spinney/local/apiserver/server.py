@@ -450,12 +450,8 @@ class ApiServer:
         return ApiResponse(200, success(kind.resource, "", ""))
 
     def _reply(self, kind: Kind, request: ApiRequest, outcome: Outcome) -> ApiResponse:
-        headers = {}
-        if outcome.warnings:
-            quoted = (text.replace("\\", "\\\\").replace('"', '\\"') for text in outcome.warnings)
-            headers["warning"] = ", ".join(f'299 - "{text}"' for text in quoted)
         body = self._presenter(kind, request).one(outcome.raw)
-        return ApiResponse(201 if outcome.created else 200, body, headers=headers)
+        return ApiResponse(201 if outcome.created else 200, body, headers=_warnings(outcome))
 
     # Subresources
 
@@ -506,7 +502,8 @@ class ApiServer:
         options = routes.write_options(request)
         outcome = self._objects.update(kind, namespace, route.name, change, options)
         obj = msgspec.json.decode(outcome.raw)
-        return ApiResponse(200, msgspec.json.encode(subresources.scale_of(paths, obj)))
+        body = msgspec.json.encode(subresources.scale_of(paths, obj))
+        return ApiResponse(200, body, headers=_warnings(outcome))
 
     def _open_log(self, kind: Kind, route: Route, request: ApiRequest) -> ApiResponse:
         if request.method != "GET":
@@ -561,6 +558,14 @@ class ApiServer:
 _SUCCESS = msgspec.json.encode(
     {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}
 )
+
+
+def _warnings(outcome: Outcome) -> dict[str, str]:
+    """Return the header that tells a client what admission warns of; none without warnings."""
+    if not outcome.warnings:
+        return {}
+    quoted = (text.replace("\\", "\\\\").replace('"', '\\"') for text in outcome.warnings)
+    return {"warning": ", ".join(f'299 - "{text}"' for text in quoted)}
 
 
 def _spec_raw(stored: Stored) -> Any:
