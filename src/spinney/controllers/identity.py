@@ -25,6 +25,7 @@ Component = Literal[
     "pcs-podclique",
     "pcsg-podclique",
     "podgang",
+    "pcs-hpa",
     "pcs-revision",
 ]
 

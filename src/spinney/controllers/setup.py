@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from spinney.api import names
 from spinney.controllers import identity
+from spinney.controllers.autoscaling.reconciler import AutoscalerReconciler
 from spinney.controllers.backends.handover import Handover
 from spinney.controllers.pod_state import is_finished, is_scheduled
 from spinney.controllers.podclique.pod import WAIT_IMAGE
@@ -74,6 +75,10 @@ def register(
     termination = runtime.controller(
         "gangtermination", GangTermination(client, world, clock, events), concurrency=CONCURRENCY
     )
+    autoscaling = runtime.controller(
+        "autoscaling", AutoscalerReconciler(client, world, events), concurrency=CONCURRENCY
+    )
+    _wake_autoscaling(autoscaling, world)
     _wake_termination(termination, world)
     _wake_sets(sets, world)
     _wake_groups(groups, world)
@@ -150,6 +155,16 @@ def _wake_gangs(controller: Controller, world: World) -> None:
 
     controller.watch(world.sets, of_set)
     controller.watch(world.bindings, of_binding)
+
+
+def _wake_autoscaling(controller: Controller, world: World) -> None:
+    def changed(change: Change[PodCliqueSet]) -> None:
+        old, new = change.old, change.new
+        if old is None or new is None or old.metadata.generation != new.metadata.generation:
+            controller.enqueue(change.object.key)
+
+    world.sets.add_handler(changed)
+    _gather(controller, world.autoscalers, identity.set_key)
 
 
 def _wake_termination(controller: Controller, world: World) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from spinney.api import names
-from spinney.api.core import Pod, Role, RoleBinding, Service
+from spinney.api.core import HorizontalPodAutoscaler, Pod, Role, RoleBinding, Service
 from spinney.api.grove import (
     ClusterTopologyBinding,
     PodClique,
@@ -53,13 +53,16 @@ class World:
         self.gangs: Informer[PodGang] = runtime.informer(PodGang, labels=MANAGED)
         self.pods: Informer[Pod] = runtime.informer(Pod, labels=MANAGED)
         self.services: Informer[Service] = runtime.informer(Service, labels=MANAGED)
+        self.autoscalers: Informer[HorizontalPodAutoscaler] = runtime.informer(
+            HorizontalPodAutoscaler, labels=MANAGED
+        )
         self.roles: Informer[Role] = runtime.informer(Role, labels=MANAGED)
         self.role_bindings: Informer[RoleBinding] = runtime.informer(RoleBinding, labels=MANAGED)
         self._index()
 
     def _index(self) -> None:
         self.sets.add_index(_TOPOLOGY, _topology_of)
-        for informer in (self.services, self.roles, self.role_bindings):
+        for informer in (self.services, self.autoscalers, self.roles, self.role_bindings):
             informer.add_index(_OWNER, _owner_of)
         self.cliques.add_index(_OWNER, _owner_of)
         self.groups.add_index(_OWNER, _owner_of)

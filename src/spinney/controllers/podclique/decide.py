@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from spinney.api.grove import PodClique
 
 
+DELETION_COSTS = ("spinney.dev/deletion-cost", "controller.kubernetes.io/pod-deletion-cost")
+"""Annotations of a pod that say how much is lost with it; the first that is there counts."""
+
+
 @dataclass(frozen=True, slots=True)
 class CreatePod:
     """Make the pod of an index."""
@@ -112,7 +116,8 @@ def removal_order(pods: Iterable[Pod], revision: str) -> list[Pod]:
     """Return *pods* in the order in which they are given up: those with least to lose first.
 
     Without a node before with one; pending, then unknown, then running; not ready before ready;
-    of another revision before of *revision*; newer before older.
+    of a lower `deletion_cost` before of a higher; of another revision before of *revision*; newer
+    before older.
     """
 
     def rank(pod: Pod) -> tuple[object, ...]:
@@ -122,6 +127,7 @@ def removal_order(pods: Iterable[Pod], revision: str) -> list[Pod]:
             is_scheduled(pod),
             phases.get(pod.status.phase, 2),
             is_ready(pod),
+            deletion_cost(pod),
             pod.labels.get(names.POD_TEMPLATE_HASH) == revision,
             -(parse_rfc3339(created) if created else 0.0),
             # Of pods of one second the highest index goes, so that indices stay dense.
@@ -130,6 +136,15 @@ def removal_order(pods: Iterable[Pod], revision: str) -> list[Pod]:
         )
 
     return sorted(pods, key=rank)
+
+
+def deletion_cost(pod: Pod) -> int:
+    """Return what is lost with the pod, as an annotation on it says; 0 where none is a number."""
+    for key in DELETION_COSTS:
+        text = pod.metadata.annotations.get(key, "")
+        if text.removeprefix("-").isdecimal():
+            return int(text)
+    return 0
 
 
 def _may_open(pod: Pod, seen: Observation) -> bool:

@@ -1,0 +1,1 @@
+"""HorizontalPodAutoscalers that the template of a set asks for."""
