@@ -124,10 +124,19 @@ class Shape:
     object_name = ""
     chunk_name = ""
 
-    def __init__(self, token_text: Callable[[int], str], *, return_token_ids: bool) -> None:
+    def __init__(
+        self,
+        token_text: Callable[[int], str],
+        *,
+        return_token_ids: bool,
+        return_prompt: bool = True,
+        resumed: bool = False,
+    ) -> None:
+        """*resumed* continues what another worker began: its first chunk is no first one."""
         self._token_text = token_text
         self._return_token_ids = return_token_ids
-        self._started: set[int] = set()
+        self._return_prompt = return_prompt
+        self._started: set[int] = {0} if resumed else set()
         self._offsets: dict[int, int] = {}
 
     def whole(self, index: int, request: GenerateRequest, delta: Delta) -> dict[str, Any]:
@@ -146,7 +155,7 @@ class Shape:
         if not self._return_token_ids:
             return {}
         ids: dict[str, Any] = {"token_ids": delta.tokens}
-        if with_prompt:
+        if with_prompt and self._return_prompt:
             ids["prompt_token_ids"] = list(request.prompt)
         return ids
 

@@ -270,14 +270,20 @@ class EngineCore:
         params = request.sampling
         seed = params.seed if params.seed is not None else int(self._rng.integers(1 << 62))
         skip = params.skip_special_tokens
-        return Sequence(
+        sequence = Sequence(
             index=self._next_index,
             request=request,
             detokenizer=Detokenizer(lambda ids: self._decode(list(ids), skip)),
             stops=StopStrings(params.stop, include=params.include_stop),
             rng=np.random.default_rng(seed),
             times=Times(now_s),
+            output=list(request.resumed),
         )
+        for token in request.resumed:
+            sequence.stops.push(sequence.detokenizer.push(token))
+            if not params.greedy:
+                sequence.rng.random()  # One number was drawn for each, as `_row` does.
+        return sequence
 
     def _plan(self) -> tuple[Plan, list[Sequence]]:
         candidates = self._candidates()
@@ -338,8 +344,8 @@ class EngineCore:
             sequence.blocks = cached
             sequence.num_computed = len(cached) * self.block_size
             sequence.num_registered = len(cached)
-            if not sequence.output:
-                sequence.cached_tokens = sequence.num_computed
+            if len(sequence.output) == len(sequence.request.resumed):
+                sequence.cached_tokens = min(sequence.num_computed, len(sequence.prompt))
             self.counters.prefix_queries += sequence.num_tokens
             self.counters.prefix_hits += sequence.num_computed
 

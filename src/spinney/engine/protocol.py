@@ -110,6 +110,8 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
+    return_prompt_token_ids: bool = True
+    resume_token_ids: list[int] | None = None
     kv_transfer_params: TransferParams | None = None
     response_format: dict[str, Any] | None = None
 
@@ -274,6 +276,30 @@ def check_tokens(tokens: list[int], limits: Limits) -> None:
             param="prompt",
             code="context_length_exceeded",
         )
+
+
+def resumed_tokens(
+    request: GenerationRequest, prompt: list[int], choices: int, length: int, limits: Limits
+) -> tuple[int, ...]:
+    """Return the output tokens that another worker told; raise ApiError if none can follow."""
+    told = request.resume_token_ids or []
+    if not told:
+        return ()
+    params = request.kv_transfer_params
+    if choices != 1 or (params and (params.do_remote_decode or params.do_remote_prefill)):
+        raise ApiError(
+            400,
+            "resume_token_ids goes with one prompt, n=1 and no kv_transfer_params",
+            param="resume_token_ids",
+        )
+    check_tokens([*prompt, *told], limits)
+    if len(told) >= length:
+        raise ApiError(
+            400,
+            f"resume_token_ids has {len(told)} tokens and max_tokens is {length}: none is left",
+            param="resume_token_ids",
+        )
+    return tuple(told)
 
 
 def output_tokens(wanted: int | None, default: int | None, prompt: int, limits: Limits) -> int:

@@ -96,6 +96,8 @@ class GenerateRequest:
     remote: RemotePrefill | None = None
     lease_prompt: bool = False
     follows: str | None = None
+    resumed: tuple[int, ...] = ()
+    """Output tokens that another worker has told already: they count as output, untold here."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -229,9 +229,7 @@ class EngineApp:
         ]
         if len(prompts) * (request.n or 1) > protocol.MAX_CHOICES:
             raise ApiError(400, f"more than {protocol.MAX_CHOICES} choices", param="prompt")
-        shape = CompletionShape(
-            self._tokenizer.token_text, return_token_ids=bool(request.return_token_ids)
-        )
+        shape = self._shape(CompletionShape, request)
         default = protocol.DEFAULT_COMPLETION_TOKENS
         call = self._call(
             "cmpl", scope, request, prompts, shape, (request.max_tokens, default), request.logprobs
@@ -249,13 +247,19 @@ class EngineApp:
             extra=request.chat_template_kwargs,
         )
         prompt = await self._encode_text(text, False)
-        shape = ChatShape(
-            self._tokenizer.token_text, return_token_ids=bool(request.return_token_ids)
-        )
+        shape = self._shape(ChatShape, request)
         wanted = request.max_completion_tokens or request.max_tokens
         logprobs = (request.top_logprobs or 0) if request.logprobs else None
         call = self._call("chatcmpl", scope, request, [prompt], shape, (wanted, None), logprobs)
         await self._generate(call, receive, send)
+
+    def _shape(self, kind: type[Shape], request: GenerationRequest) -> Shape:
+        return kind(
+            self._tokenizer.token_text,
+            return_token_ids=bool(request.return_token_ids),
+            return_prompt=request.return_prompt_token_ids,
+            resumed=bool(request.resume_token_ids),
+        )
 
     def _check_model(self, name: str | None) -> None:
         if name and name not in self._model.names:
@@ -290,13 +294,18 @@ class EngineApp:
         for prompt in prompts:
             protocol.check_tokens(prompt, self._model.limits)
             length = protocol.output_tokens(*tokens, len(prompt), self._model.limits)
+            resumed = protocol.resumed_tokens(
+                request, prompt, len(prompts) * choices, length, self._model.limits
+            )
             leader: str | None = None
             for choice in range(choices):
                 params = protocol.sampling_params(request, length, logprobs, self._model.limits)
                 if params.seed is not None and choice:
                     params = replace(params, seed=params.seed + choice)
                 name = f"{call_id}-{len(requests)}-{self._ids.suffix()}"
-                requests.append(GenerateRequest(name, tuple(prompt), params, remote, lease, leader))
+                requests.append(
+                    GenerateRequest(name, tuple(prompt), params, remote, lease, leader, resumed)
+                )
                 leader = leader or name
         options = request.stream_options
         return Call(
@@ -387,14 +396,16 @@ class EngineApp:
                 if not begun:
                     if delta.end is not None:
                         _raise_failure(delta.end.error, delta.end.reason)
-                    await self._begin_stream(send)
+                    await self._begin_stream(call, send)
                     begun = True
                 await self._send_delta(call, at, delta, send)
         await self._end_stream(call, totals, send)
 
-    async def _begin_stream(self, send: Send) -> None:
+    async def _begin_stream(self, call: Call, send: Send) -> None:
+        resumed = len(call.requests[0].resumed)
         headers = [
             *self._headers,
+            *([(b"x-spinney-resumed-tokens", str(resumed).encode())] if resumed else []),
             (b"content-type", b"text/event-stream; charset=utf-8"),
             (b"cache-control", b"no-cache"),
         ]
@@ -532,6 +543,7 @@ def _raise_failure(error: Exception | None, reason: FinishReason) -> None:
 
 def _usage(call: Call, deltas: list[Delta]) -> dict[str, Any]:
     completion = sum(len(delta.tokens) for delta in deltas)
+    completion += sum(len(request.resumed) for request in call.requests)
     ends = [delta.end for delta in deltas if delta.end is not None]
     # Choices of one prompt share it: it is counted once, as the prompt tokens are.
     per_prompt = max(1, len(call.requests) // max(1, _prompts(call)))
