@@ -1,0 +1,440 @@
+"""A real router with real workers behind proxies, requests with known answers, and seeded faults.
+
+Every request has to end in the greedy answer, in a clean error (OpenAI's form; in a stream, after a
+prefix of the right answer), or in the client's own leaving. At the end no living worker may hold a
+KV block. A run is told by its seed; timing is the machine's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+from tests.contract.worker_process import MODEL, free_port
+from tests.faults.proxy import Proxy
+
+from spinney.engine.assembly import model_directory
+from spinney.engine.executor import Batch, SequenceStep
+from spinney.engine.mock.assembly import speakable
+from spinney.engine.mock.executor import MockExecutor
+from spinney.engine.tokenizer import load_tokenizer
+from spinney.perfmodel.profile import load_step_model
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+READY_S = 30.0
+HANG_S = 60.0
+"""A request without an end by then counts as hanging; all the router's deadlines are far below."""
+LEASE_S = 3.0
+ROUTER_FLAGS = (
+    *("--connect-timeout", "1", "--prefill-deadline", "3", "--first-byte-deadline", "3"),
+    *("--response-deadline", "10", "--idle-deadline", "3", "--seed", "1"),
+)
+
+
+class Truth:
+    """What greedy decoding answers, computed without blocks, batches or time."""
+
+    def __init__(self) -> None:
+        tokenizer = load_tokenizer(model_directory(MODEL))
+        self._vocab = tokenizer.vocab_size
+        self._tokens = speakable(tokenizer)
+
+    def answer(self, prompt: list[int], count: int) -> list[int]:
+        length = len(prompt) + count
+        executor = MockExecutor(
+            load_step_model("demo-cpu"),
+            num_blocks=1,
+            block_size=length,
+            max_model_len=length,
+            vocab_size=self._vocab,
+            tokens=self._tokens,
+        )
+        step, found = SequenceStep(prompt, 0, [0], True), []
+        while len(found) < count:
+            found.append(int(executor.step(Batch((step,)))[0].argmax()))
+            step = SequenceStep([found[-1]], len(prompt) + len(found) - 1, [0], True)
+        return found
+
+
+class WorkerProcess:
+    """A worker that can be killed, stopped and started again on its ports, behind proxies."""
+
+    def __init__(self, name: str, role: str, folder: Path, rng: Random, *flags: str) -> None:
+        self.name, self.role, self.folder, self.flags = name, role, folder, flags
+        self.port, self.kv_port = free_port(), free_port()
+        self.http = Proxy(self.port, rng)
+        self.kv = Proxy(self.kv_port, rng)
+        self.process: asyncio.subprocess.Process | None = None
+        self.lives = 0
+        self.busy = False
+        """Whether a fault is at work on it."""
+
+    async def start(self) -> None:
+        self.lives += 1
+        command = [
+            *(sys.executable, "-m", "spinney.cmd.main", "mock", "--port", str(self.port)),
+            *("--role", self.role, "--engine-id", f"{self.name}-{self.lives}", "--log-json"),
+            *("--kv-port", str(self.kv_port), "--kv-advertise-port", str(self.kv.port)),
+            *("--kv-lease", str(LEASE_S), "--num-blocks", "512", "--max-model-len", "2048"),
+            *("--drain-timeout", "20", *self.flags),
+        ]
+        with (self.folder / f"{self.name}.log").open("ab") as log:
+            self.process = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log)
+
+    async def wait_ready(self, session: aiohttp.ClientSession) -> None:
+        await until(lambda: self.answers(session), f"{self.name} is ready", READY_S)
+
+    async def answers(self, session: aiohttp.ClientSession) -> bool:
+        assert self.process is not None
+        assert self.process.returncode is None, f"{self.name} ended: {self.log_tail()}"
+        return await status(session, f"http://127.0.0.1:{self.port}/health") == 200
+
+    def log_tail(self) -> str:
+        return (self.folder / f"{self.name}.log").read_text()[-2000:]
+
+    @property
+    def died(self) -> bool:
+        return self.process is not None and self.process.returncode is not None
+
+    def send(self, number: int) -> None:
+        if self.process is not None and self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.send_signal(number)
+
+    async def end(self) -> int:
+        assert self.process is not None
+        async with asyncio.timeout(40):
+            return await self.process.wait()
+
+    async def heal(self) -> None:
+        self.send(signal.SIGCONT)
+        await self.http.heal()
+        await self.kv.heal()
+
+
+@dataclass
+class Tally:
+    """How requests ended, and everything that may not happen."""
+
+    ended: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    handovers: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        return sum(self.ended.values())
+
+    def reset(self) -> None:
+        for counter in (self.ended, self.faults, self.handovers):
+            counter.clear()
+        self.wrong.clear()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One request. *leave* is the event number after which the client goes away; -1: never."""
+
+    number: int
+    prompt: list[int]
+    count: int
+    stream: bool
+    leave: int = -1
+
+
+class Arena:
+    """Two prefill and two decode workers behind a router; use it as a context."""
+
+    def __init__(self, folder: Path, seed: int, *, slow_down: float = 1.0) -> None:
+        self.folder, self.seed = folder, seed
+        self.rng = Random(seed)
+        self.truth = Truth()
+        self.tally = Tally()
+        pace = ("--speed-up", str(1 / slow_down))
+        plain = ("--no-kv-shared-memory",)
+        self.workers = [
+            WorkerProcess("p0", "prefill", folder, Random(seed), *pace),
+            WorkerProcess("p1", "prefill", folder, Random(seed + 1), *pace),
+            # One maps the blocks of its peers, to the other all bytes come through the proxy.
+            WorkerProcess("d0", "decode", folder, Random(seed + 2), *pace),
+            WorkerProcess("d1", "decode", folder, Random(seed + 3), *pace, *plain),
+        ]
+        self.by_name = {worker.name: worker for worker in self.workers}
+        self.router_port = free_port()
+        self.router: asyncio.subprocess.Process | None = None
+        self.session: aiohttp.ClientSession
+
+    async def __aenter__(self) -> Arena:
+        connector = aiohttp.TCPConnector(limit=0, force_close=True)
+        self.session = aiohttp.ClientSession(connector=connector)
+        for worker in self.workers:
+            await worker.http.start()
+            await worker.kv.start()
+            await worker.start()
+        await self.start_router()
+        for worker in self.workers:
+            await worker.wait_ready(self.session)
+        await until(self.router_ready, "the router is ready", READY_S)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.session.close()
+        for process in (self.router, *(worker.process for worker in self.workers)):
+            if process is not None and process.returncode is None:
+                process.kill()
+                await process.wait()
+        for worker in self.workers:
+            await worker.http.close()
+            await worker.kv.close()
+
+    async def start_router(self) -> None:
+        flags = [
+            flag
+            for worker in self.workers
+            for flag in (
+                "--worker",
+                f"{worker.role}:{worker.name}=http://127.0.0.1:{worker.http.port}",
+            )
+        ]
+        command = [
+            *(sys.executable, "-m", "spinney.cmd.main", "router", "--log-json"),
+            *("--port", str(self.router_port), "--model", MODEL, *ROUTER_FLAGS, *flags),
+        ]
+        with (self.folder / "router.log").open("ab") as log:
+            self.router = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log)
+
+    async def forgive(self) -> None:
+        """Start the router anew where it avoids a worker: the next test is not about that."""
+        async with self.session.get(f"{self.url}/debug/workers") as answer:
+            known = await answer.text()
+        if '"avoided":true' not in known.replace(" ", ""):
+            return
+        assert self.router is not None
+        self.router.terminate()
+        code = await self.router.wait()
+        assert code == 0, f"the router ended with {code}"
+        await self.start_router()
+        await until(self.router_ready, "the router is ready", READY_S)
+
+    async def router_ready(self) -> bool:
+        return await status(self.session, f"{self.url}/health") == 200
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.router_port}"
+
+    def job(self, number: int, *, leaving: float = 0.0) -> Job:
+        """Return request *number* of this seed; one of *leaving* is given up by its client."""
+        rng = Random(f"{self.seed}/{number}")
+        length = rng.choice((rng.randint(2, 40), rng.randint(20, 300), rng.randint(100, 900)))
+        prompt = [rng.randrange(300, 2000) for _ in range(length)]
+        leave = rng.randint(0, 12) if rng.random() < leaving else -1
+        return Job(number, prompt, rng.randint(3, 60), rng.random() < 0.8, leave)
+
+    async def ask(self, job: Job) -> str:
+        """Send *job*, check what comes, and return how it ended."""
+        try:
+            async with asyncio.timeout(HANG_S):
+                ended = await self._ask(job)
+        except TimeoutError:
+            ended = "HANGS"
+            self.tally.wrong.append(f"request {job.number} has no end after {HANG_S:g} s")
+        self.tally.ended[ended] += 1
+        return ended
+
+    async def _ask(self, job: Job) -> str:
+        body = {
+            "model": MODEL,
+            "prompt": job.prompt,
+            "max_tokens": job.count,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": job.stream,
+            "return_token_ids": True,
+        }
+        call = self.session.post(f"{self.url}/v1/completions", json=body)
+        try:
+            if not job.stream and job.leave >= 0:
+                return await self._leave_early(call, job.leave)
+            async with call as answer:
+                if answer.status != 200:
+                    return self._refused(job, answer.status, await answer.read())
+                if job.stream:
+                    return await self._read_stream(job, answer)
+                return self._whole(job, json.loads(await answer.read()))
+        except (aiohttp.ClientError, ValueError) as error:
+            self.tally.wrong.append(f"request {job.number} broke: {error!r}")
+            return "BROKEN"
+
+    async def _leave_early(self, call: Any, tick: int) -> str:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.005 * tick):
+                async with call as answer:
+                    await answer.read()
+        return "left"
+
+    def _refused(self, job: Job, code: int, raw: bytes) -> str:
+        try:
+            error = json.loads(raw)["error"]
+            assert error["message"]
+        except (ValueError, KeyError, TypeError, AssertionError):
+            self.tally.wrong.append(f"request {job.number}: {code} without an error: {raw[:200]!r}")
+            return "BROKEN"
+        if code < 500:
+            self.tally.wrong.append(f"request {job.number}: {code}: {raw[:300]!r}")
+        return f"error {code}"
+
+    def _note_handover(self, answer: Any) -> None:
+        report = answer.get("kv_transfer_params")
+        if report:
+            self.tally.handovers[f"{report['outcome']} {report['failure'] or ''}".strip()] += 1
+
+    def _whole(self, job: Job, answer: Any) -> str:
+        choice = answer["choices"][0]
+        self._note_handover(answer)
+        if choice["token_ids"] != self.truth.answer(job.prompt, job.count):
+            self.tally.wrong.append(f"request {job.number}: wrong tokens {choice['token_ids']}")
+            return "WRONG"
+        return "ok"
+
+    async def _read_stream(self, job: Job, answer: aiohttp.ClientResponse) -> str:
+        found: list[int] = []
+        end = "unfinished"
+        events = 0
+        async for line in answer.content:
+            if not line.startswith(b"data: "):
+                continue
+            if events == job.leave:
+                answer.close()
+                return "left"
+            events += 1
+            if line.startswith(b"data: [DONE]"):
+                end = "done" if end == "unfinished" else end
+                continue
+            event = json.loads(line[6:])
+            if "error" in event:
+                end = "error event"
+                continue
+            self._note_handover(event)
+            for choice in event["choices"]:
+                found += choice.get("token_ids") or []
+        return self._streamed(job, found, end)
+
+    def _streamed(self, job: Job, found: list[int], end: str) -> str:
+        expected = self.truth.answer(job.prompt, job.count)
+        if end == "unfinished":
+            self.tally.wrong.append(f"request {job.number}: the stream has no end")
+            return "BROKEN"
+        if end == "done" and found != expected:
+            self.tally.wrong.append(f"request {job.number}: {found} came, {expected} was due")
+            return "WRONG"
+        if found != expected[: len(found)]:
+            self.tally.wrong.append(f"request {job.number}: {found} is no beginning of {expected}")
+            return "WRONG"
+        return "ok" if end == "done" else end
+
+    async def run(self, count: int, *, clients: int, leaving: float) -> None:
+        """Send *count* requests from *clients* clients."""
+        numbers = iter(range(count))
+
+        async def client() -> None:
+            for number in numbers:
+                await self.ask(self.job(number, leaving=leaving))
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(clients):
+                group.create_task(client())
+
+    async def metrics(self, worker: WorkerProcess) -> dict[str, float]:
+        return await samples(self.session, f"http://127.0.0.1:{worker.port}/metrics")
+
+    async def restore(self) -> None:
+        """Heal everything and start again what has died; wait until the router knows it."""
+        for worker in self.workers:
+            await worker.heal()
+            # A signal sent is not yet a death.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await worker.end()
+            assert worker.process is not None
+            if worker.process.returncode is not None:
+                await worker.start()
+        for worker in self.workers:
+            await worker.wait_ready(self.session)
+
+    async def settle(self) -> None:
+        """Heal everything and check that nothing is held anywhere."""
+        for worker in self.workers:
+            await worker.heal()
+        for worker in self.workers:
+            await worker.wait_ready(self.session)
+        for worker in self.workers:
+            await self._settled(f"http://127.0.0.1:{worker.port}/metrics", worker.name)
+        await self._settled(f"{self.url}/metrics", "router")
+
+    async def _settled(self, url: str, name: str) -> None:
+        held = {}
+
+        async def free() -> bool:
+            found = await samples(self.session, url)
+            held.clear()
+            held.update({what: found[what] for what in HELD if found.get(what)})
+            return not held
+
+        try:
+            await until(free, f"{name} holds nothing", LEASE_S + 12)
+        except AssertionError:
+            self.tally.wrong.append(f"{name} still holds {held}")
+
+
+HELD = (
+    "vllm:num_requests_running",
+    "vllm:num_requests_waiting",
+    "vllm:kv_cache_usage_perc",
+    "spinney:kv_leases",
+    "spinney_router_inflight_requests",
+    "spinney_router_queued_prefill_tokens",
+)
+
+
+async def until(
+    condition: Callable[[], Awaitable[bool]], what: str, seconds: float, every_s: float = 0.05
+) -> None:
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    while not await condition():
+        assert loop.time() < end, f"not within {seconds:g} s: {what}"
+        await asyncio.sleep(every_s)
+
+
+async def status(session: aiohttp.ClientSession, url: str) -> int:
+    try:
+        async with session.get(url, timeout=aiohttp.ClientTimeout(2)) as answer:
+            return answer.status
+    except (aiohttp.ClientError, TimeoutError):
+        return 0
+
+
+async def samples(session: aiohttp.ClientSession, url: str) -> dict[str, float]:
+    """Return metrics by name, summed over labels; empty while nobody answers."""
+    try:
+        async with session.get(url, timeout=aiohttp.ClientTimeout(2)) as answer:
+            text = await answer.text()
+    except (aiohttp.ClientError, TimeoutError):
+        return {"vllm:num_requests_running": -1.0}
+    found: Counter[str] = Counter()
+    for line in text.splitlines():
+        if line and not line.startswith("#"):
+            found[line.split("{", 1)[0].split(" ", 1)[0]] += float(line.rsplit(" ", 1)[1])
+    return dict(found)

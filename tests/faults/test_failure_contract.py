@@ -1,0 +1,188 @@
+"""The failure contract on real processes: each fault once, at each stage of a request."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.faults.arena import Arena, Job, WorkerProcess, until
+from tests.faults.proxy import Way
+
+pytestmark = pytest.mark.e2e
+MOST_ASKED = 20
+"""Requests after which each of two workers has surely been chosen."""
+CLEAN = {"ok", "error event"}
+
+
+def job(number: int, length: int = 300, count: int = 40, *, stream: bool = True) -> Job:
+    return Job(number, [(number * 37 + n * 11) % 1700 + 300 for n in range(length)], count, stream)
+
+
+def of_role(arena: Arena, role: str) -> list[WorkerProcess]:
+    return [worker for worker in arena.workers if worker.role == role]
+
+
+async def one_dies(workers: list[WorkerProcess]) -> None:
+    async def dead() -> bool:
+        return any(worker.died for worker in workers)
+
+    await until(dead, "a worker has met its trap", 2)
+
+
+def trap(proxy: Any, worker: WorkerProcess, after: int) -> None:
+    proxy.set_trap(after, lambda: worker.send(signal.SIGKILL))
+
+
+@pytest.mark.parametrize("after", [0, 1, 5000], ids=["before", "begun", "during"])
+def test_a_prefill_worker_killed_around_the_transfer_costs_no_request(
+    runner: asyncio.Runner, arena: Arena, after: int
+) -> None:
+    for worker in of_role(arena, "prefill"):
+        trap(worker.kv, worker, after)
+        # Slow enough that the worker dies with bytes on their way.
+        worker.kv.way = Way("slow", after=0, rate=200_000.0)
+
+    async def main() -> list[str]:
+        # At one time, so that both decode workers pull: one of them through the proxy.
+        asks = (arena.ask(job(after % 997 * 10 + n, 800)) for n in range(4))
+        return list(await asyncio.gather(*asks))
+
+    assert runner.run(main()) == ["ok"] * 4
+    runner.run(one_dies(of_role(arena, "prefill")))
+
+
+def test_a_prefill_worker_killed_after_the_transfer_is_not_missed(
+    runner: asyncio.Runner, arena: Arena
+) -> None:
+    async def main() -> str:
+        asking = asyncio.ensure_future(arena.ask(job(20, count=400)))
+        await until(lambda: seen(arena, "decode", "vllm:num_requests_running"), "it decodes", 10)
+        for worker in of_role(arena, "prefill"):
+            worker.send(signal.SIGKILL)
+        return await asking
+
+    assert runner.run(main()) == "ok"
+
+
+async def seen(arena: Arena, role: str, metric: str) -> bool:
+    for worker in of_role(arena, role):
+        if (await arena.metrics(worker)).get(metric, 0) > 0:
+            return True
+    return False
+
+
+def test_without_any_prefill_worker_requests_are_served_and_decode_is_healthy(
+    runner: asyncio.Runner, arena: Arena
+) -> None:
+    async def main() -> list[str]:
+        for worker in of_role(arena, "prefill"):
+            worker.send(signal.SIGKILL)
+            await worker.end()
+        ends = [await arena.ask(job(30 + n)) for n in range(3)]
+        for worker in of_role(arena, "decode"):
+            assert await worker.answers(arena.session)
+        return ends
+
+    assert runner.run(main()) == ["ok"] * 3
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+def test_a_decode_worker_killed_before_its_first_byte_costs_no_request(
+    runner: asyncio.Runner, arena: Arena, stream: bool
+) -> None:
+    first = of_role(arena, "decode")[0]
+    trap(first.http, first, 0)
+    # On a kept connection it would be a later request that meets the trap.
+    first.http.cut_all()
+    for n in range(MOST_ASKED):
+        assert runner.run(arena.ask(job(40 + n, stream=stream))) == "ok"
+        if first.died:
+            return
+    raise AssertionError(f"none of {MOST_ASKED} requests met the trap")
+
+
+def test_a_decode_worker_killed_in_its_stream_ends_the_stream_cleanly(
+    runner: asyncio.Runner, arena: Arena
+) -> None:
+    for worker in of_role(arena, "decode"):
+        trap(worker.http, worker, 2500)
+    assert runner.run(arena.ask(job(50, count=60))) in CLEAN
+    runner.run(one_dies(of_role(arena, "decode")))
+
+
+@pytest.mark.parametrize(
+    ("way", "failure"),
+    [
+        (Way("corrupt", after=300), "recomputed checksum_mismatch"),
+        (Way("garbage"), "recomputed protocol_error"),
+        (Way("cut", after=300), "recomputed peer_unreachable"),
+        (Way("stall", after=300), "recomputed timeout"),
+    ],
+    ids=lambda value: getattr(value, "kind", ""),
+)
+def test_a_broken_transfer_is_computed_again(
+    runner: asyncio.Runner, arena: Arena, way: Way, failure: str
+) -> None:
+    async def main() -> list[str]:
+        for worker in of_role(arena, "prefill"):
+            worker.kv.way = way
+        seed = len(way.kind) * 10
+        return list(await asyncio.gather(*(arena.ask(job(60 + seed + n)) for n in range(6))))
+
+    assert runner.run(main()) == ["ok"] * 6
+    # One of the decode workers maps shared memory: its bytes do not pass the proxy.
+    assert arena.tally.handovers[failure] > 0
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_a_worker_that_stands_still_costs_no_request(
+    runner: asyncio.Runner, arena: Arena, role: str
+) -> None:
+    async def main() -> list[str]:
+        of_role(arena, role)[0].send(signal.SIGSTOP)
+        return list(await asyncio.gather(*(arena.ask(job(200 + n)) for n in range(4))))
+
+    assert runner.run(main()) == ["ok"] * 4
+
+
+def test_a_draining_worker_fails_no_request(runner: asyncio.Runner, arena: Arena) -> None:
+    async def main() -> list[str]:
+        work = asyncio.ensure_future(arena.run(60, clients=6, leaving=0.0))
+        for worker in (arena.by_name["p0"], arena.by_name["d0"]):
+            await asyncio.sleep(0.2)
+            worker.send(signal.SIGTERM)
+            assert await worker.end() == 0
+        await work
+        return list(arena.tally.ended)
+
+    assert runner.run(main()) == ["ok"]
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"], ids=["prefilling", "transferring"])
+def test_a_client_that_leaves_before_its_first_token_leaves_nothing_held(
+    runner: asyncio.Runner, arena: Arena, role: str
+) -> None:
+    async def main() -> None:
+        for worker in of_role(arena, "prefill"):
+            # What the decode worker asks for does not come.
+            worker.kv.way = Way("stall")
+        asking = asyncio.ensure_future(arena.ask(job(300 + len(role), 1900)))
+        running = "vllm:num_requests_running"
+        await until(lambda: seen(arena, role, running), f"{role} runs", 10, every_s=0.005)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+
+    runner.run(main())
+
+
+def test_a_client_that_leaves_its_stream_leaves_nothing_held(
+    runner: asyncio.Runner, arena: Arena
+) -> None:
+    async def main() -> list[str]:
+        jobs = [replace(job(320 + n, count=500), leave=n) for n in range(6)]
+        return list(await asyncio.gather(*(arena.ask(each) for each in jobs)))
+
+    assert runner.run(main()) == ["left"] * 6
