@@ -12,6 +12,7 @@ from spinney.api import names
 from spinney.controllers import identity
 from spinney.controllers.autoscaling.reconciler import AutoscalerReconciler
 from spinney.controllers.backends.handover import Handover
+from spinney.controllers.clustertopology.reconciler import ClusterTopologyReconciler
 from spinney.controllers.pod_state import is_finished, is_scheduled
 from spinney.controllers.podclique.pod import WAIT_IMAGE
 from spinney.controllers.podclique.reconciler import PodCliqueReconciler
@@ -78,6 +79,12 @@ def register(
     autoscaling = runtime.controller(
         "autoscaling", AutoscalerReconciler(client, world, events), concurrency=CONCURRENCY
     )
+    topologies = runtime.controller(
+        "clustertopology", ClusterTopologyReconciler(client, world, clock, events)
+    )
+    # What one binding says of our scheduler may depend on another that it refers to.
+    topologies.watch(world.bindings, lambda _: [b.name for b in world.bindings.list()])
+    topologies.watch(world.bindings, _own_key)
     _wake_autoscaling(autoscaling, world)
     _wake_termination(termination, world)
     _wake_sets(sets, world)

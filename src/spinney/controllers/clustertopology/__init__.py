@@ -1,0 +1,1 @@
+"""ClusterTopologyBindings: whether schedulers see the levels that sets speak of."""
