@@ -62,7 +62,8 @@ def check_backend(
 
     An update that keeps the queue is not refused because the queue has been closed since.
     """
-    match scheduler_of(pcs, policy):
+    name = scheduler_of(pcs, policy)
+    match name if name and policy.backend(name) else None:
         case "kai-scheduler":
             yield from _check_kai(pcs)  # B1
         case "volcano":
