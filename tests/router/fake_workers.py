@@ -122,7 +122,16 @@ class FakeWorker:
         self.fault: str | int = ""
         """A status, or ``die``, ``die-after-headers``, ``die-mid-stream``, ``error-event``,
         ``bad-json``, ``no-done``, ``silent-mid-stream``, ``no-handle``, ``kv-lost``, or
-        ``close-idle``: break at once, as a server does that closes an idle connection."""
+        ``close-idle``: break at once, as a server does that closes an idle connection;
+        ``error-mid-stream``, ``die-before-done``."""
+        self.fault_at = 2
+        """Words that come before a fault in the middle of a stream."""
+        self.tells_ids = True
+        """Whether it knows ``return_token_ids``."""
+        self.resumes = True
+        """Whether it knows ``resume_token_ids``."""
+        self.said_instead: list[str] | None = None
+        """Words that it answers in place of the right ones."""
         self.faults_left = 10**9
         self.hold: asyncio.Event | None = None
         """What it waits for before it answers."""
@@ -225,7 +234,11 @@ class FakeWorker:
 
     async def _stream(self, seen: Seen, send: Any, fault: str | int) -> None:
         start = [(b"content-type", b"text/event-stream; charset=utf-8")]
+        told = len(seen.body.get("resume_token_ids", ())) if self.resumes else 0
+        if told:
+            start.append((b"x-spinney-resumed-tokens", str(told).encode()))
         await send({"type": "http.response.start", "status": 200, "headers": start})
+        name = f"cmpl-{seen.id}"
 
         async def event(data: str, *, end: str = "\n\n") -> None:
             chunk = f"data: {data}{end}".encode()
@@ -238,18 +251,30 @@ class FakeWorker:
             await asyncio.sleep(60)
         if fault == "error-event":
             await event(json.dumps({"error": {"message": "boom", "type": "fake", "code": 500}}))
-        said = words(seen.body)
-        for index, word in enumerate(said):
-            if index == 2:
+        said = words(seen.body) if self.said_instead is None else self.said_instead
+        for index, word in enumerate(said[told:], told):
+            if index == self.fault_at:
                 await self._mid_stream(event, fault)
             await asyncio.sleep(0)  # After a disconnect, sending does not wait any more.
             choice = _choice(seen.path, word, 0, whole=False)
-            await event(json.dumps(_envelope(self.model, [choice], seen.path)))
+            if "chat" in seen.path and index:
+                choice["delta"].pop("role")
+            if seen.body.get("return_token_ids") and self.tells_ids:
+                choice["token_ids"] = [100 + index]
+            if index == len(said) - 1:
+                choice["finish_reason"] = "length"
+            data = _envelope(self.model, [choice], seen.path, name)
+            await event(json.dumps(data, separators=(",", ":")))
+        if fault == "die-before-done":
+            await asyncio.sleep(0.02)
+            self.server.cut()
+            await asyncio.sleep(60)
         if seen.body.get("kv_transfer_params"):
             await event('{"id":"x","choices":[],"kv_transfer_params":' + REPORT + "}")
         if (seen.body.get("stream_options") or {}).get("include_usage"):
             usage = {"prompt_tokens": 7, "completion_tokens": len(said), "total_tokens": 11}
-            await event(json.dumps(_envelope(self.model, [], seen.path) | {"usage": usage}))
+            data = _envelope(self.model, [], seen.path, name) | {"usage": usage}
+            await event(json.dumps(data, separators=(",", ":")))
         if fault != "no-done":
             await event("[DONE]")
         await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -264,11 +289,14 @@ class FakeWorker:
             await asyncio.sleep(60)
         if fault == "silent-mid-stream":
             await asyncio.sleep(60)
+        if fault == "error-mid-stream":
+            await event('{"error":{"message":"the executor failed","code":"engine_failed"}}')
+            await asyncio.sleep(60)
 
 
-def _envelope(model: str, choices: list[Any], path: str) -> dict[str, Any]:
+def _envelope(model: str, choices: list[Any], path: str, name: str = "x") -> dict[str, Any]:
     kind = "chat.completion.chunk" if "chat" in path else "text_completion"
-    return {"id": "x", "object": kind, "created": 1, "model": model, "choices": choices}
+    return {"id": name, "object": kind, "created": 1, "model": model, "choices": choices}
 
 
 def _choice(path: str, text: str, index: int, *, whole: bool) -> dict[str, Any]:
@@ -356,7 +384,7 @@ class Said:
     @property
     def text(self) -> str:
         return "".join(
-            choice["text"]
+            choice["text"] if "text" in choice else choice["delta"].get("content", "")
             for event in self.events
             if isinstance(event, dict) and "choices" in event
             for choice in event["choices"]

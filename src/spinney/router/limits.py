@@ -32,6 +32,8 @@ class Limits:
     """Decode workers tried for one request; the last is asked to prefill by itself."""
     max_prefill_attempts: int = 2
     """Prefill workers tried for each decode attempt; then the decode worker prefills."""
+    max_migrations: int = 3
+    """Workers that may go on with one stream, after its first worker broke off; 0 lets none."""
     retry_ratio: float = 0.2
     """Retries per request that are sustained over time, all requests together."""
     retry_reserve: float = 20.0

@@ -78,6 +78,9 @@ class RouterMetrics(Collector):
         )
         self.picks = counter("picks", "Workers picked, and why they", "stage", "reason")
         self.retries = counter("retries", "Tries after a failure", "stage", "cause")
+        self.migrations = counter(
+            "migrations", "Streams that another worker went on with, by how", "outcome"
+        )
         self.handovers = counter(
             "handovers", "Prefills handed to a decode worker, by what came of them", "outcome"
         )

@@ -10,12 +10,15 @@ from, and only a prefill worker's own answer may do that.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from spinney.errors import BadInputError
 from spinney.router.prefix_index import BYTES_PER_TOKEN, chunk_hashes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 COMPLETIONS = "/v1/completions"
 CHAT_COMPLETIONS = "/v1/chat/completions"
@@ -33,6 +36,10 @@ _WANTED: dict[str, Any] = {
 """Asks a worker to keep a prompt's KV blocks for another one; the keys are vLLM's."""
 
 
+class _StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+
+
 class _Fields(msgspec.Struct):
     model: str | None = None
     stream: bool | None = None
@@ -45,6 +52,10 @@ class _Fields(msgspec.Struct):
     messages: msgspec.Raw = msgspec.Raw(b"")
     tools: msgspec.Raw = msgspec.Raw(b"")
     kv_transfer_params: msgspec.Raw = msgspec.Raw(b"")
+    logprobs: bool | int | None = None
+    top_logprobs: int | None = None
+    return_token_ids: bool | None = None
+    stream_options: _StreamOptions | None = None
 
 
 _fields = msgspec.json.Decoder(_Fields)
@@ -68,6 +79,11 @@ class Inbound:
     """Hashes of the prompt's beginning; see `spinney.router.prefix_index`."""
     splittable: bool
     """Whether one hand-over carries it: one sequence, and nothing asked about the prompt."""
+    migratable: bool = False
+    """Whether another worker can go on with its stream."""
+    wants_token_ids: bool = False
+    wants_usage: bool = False
+    """Whether a stream is to end with the token counts."""
 
 
 def read_request(path: str, body: bytes) -> Inbound:
@@ -83,6 +99,7 @@ def read_request(path: str, body: bytes) -> Inbound:
     if not prompt or prompt == NULL:
         raise BadInputError(f"the request body has no field {wanted!r}; {path} needs it")
     tokens, single = _measure(prompt) if wanted == "prompt" else (_estimate(prompt), True)
+    splittable = single and _one_sequence(fields)
     seed = b"\0".join(((fields.model or "").encode(), bytes(fields.tools), b""))
     return Inbound(
         path=path,
@@ -91,7 +108,10 @@ def read_request(path: str, body: bytes) -> Inbound:
         stream=bool(fields.stream),
         prompt_tokens=tokens,
         chunks=chunk_hashes(prompt, seed),
-        splittable=single and _one_sequence(fields),
+        splittable=splittable,
+        migratable=splittable and bool(fields.stream) and not _reports_probabilities(fields),
+        wants_token_ids=bool(fields.return_token_ids),
+        wants_usage=bool(fields.stream_options and fields.stream_options.include_usage),
     )
 
 
@@ -103,6 +123,11 @@ def _one_sequence(fields: _Fields) -> bool:
         and fields.prompt_logprobs is None
         and not fields.use_beam_search
     )
+
+
+def _reports_probabilities(fields: _Fields) -> bool:
+    """Whether logprobs are asked for; 0 asks for those of the chosen tokens."""
+    return not (fields.logprobs is None or fields.logprobs is False) or bool(fields.top_logprobs)
 
 
 def _measure(prompt: bytes) -> tuple[int, bool]:
@@ -141,6 +166,20 @@ def decode_body(body: bytes, handle: msgspec.Raw) -> bytes:
     members = _members.decode(body)
     members[_KV] = handle
     return msgspec.json.encode(members)
+
+
+def traced_body(body: bytes) -> bytes:
+    """Return the request with the tokens of the answer asked for beside its text.
+
+    *body* is an object that has neither field; it is not parsed.
+    """
+    return body.rstrip()[:-1] + b',"return_token_ids":true,"return_prompt_token_ids":false}'
+
+
+def resume_body(body: bytes, tokens: Sequence[int]) -> bytes:
+    """Return the request for what follows *tokens* of the answer."""
+    members: dict[str, Any] = dict(_members.decode(body))
+    return msgspec.json.encode(members | {"resume_token_ids": list(tokens)})
 
 
 class _PrefillAnswer(msgspec.Struct):
@@ -246,6 +285,9 @@ def error_body(
     return msgspec.json.encode(
         {"error": {"message": message, "type": kind, "param": param, "code": code}}
     )
+
+
+END_OF_STREAM = b"data: [DONE]\n\n"
 
 
 def error_event(message: str, kind: str, *, code: str | None = None) -> bytes:

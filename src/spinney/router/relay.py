@@ -11,6 +11,7 @@ import asyncio
 from typing import TYPE_CHECKING, Literal, Self
 
 from spinney.errors import SpinneyError
+from spinney.router.openai import read_error
 from spinney.router.upstream import Answer, FailureKind, WorkerFailure
 from spinney.router.workers import Stage
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from spinney.router.metrics import RouterMetrics
+    from spinney.router.migration import Journal
     from spinney.router.workers import Worker
 
     Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -27,6 +29,7 @@ Headers = list[tuple[bytes, bytes]]
 DONE = b"[DONE]"
 _END = b"\n\n"
 _CRLF_END = b"\r\n\r\n"
+_ERROR = b'data: {"error"'
 
 
 class ClientStalledError(SpinneyError):
@@ -130,13 +133,16 @@ class EventRelay:
         *,
         idle_s: float,
         most_held: int,
+        journal: Journal | None = None,
     ) -> None:
+        """*journal* takes down what is sent, so that another worker can go on."""
         self._worker = worker
         self._answer = answer
         self._reply = reply
         self._metrics = metrics
         self._idle_s = idle_s
         self._most_held = most_held
+        self._journal = journal
         self.events = 0
         """Events sent so far."""
         self.end = b""
@@ -157,7 +163,7 @@ class EventRelay:
         """Pass *first* and all that follows on, and end the reply.
 
         Raises WorkerFailure when the worker breaks off, stalls or ends without ``[DONE]``;
-        ClientStalledError.
+        ClientStalledError; DivergedError from the journal.
         """
         watch = IdleWatch(self._idle_s)
         try:
@@ -171,7 +177,7 @@ class EventRelay:
             raise self._failure(FailureKind.TIMEOUT, f"silent for {self._idle_s} s") from error
 
     async def _pump(self, chunk: bytes, watch: IdleWatch) -> None:
-        next_chunk, reply, metrics = self._answer.chunk, self._reply, self._metrics
+        reply, metrics, journal = self._reply, self._metrics, self._journal
         held = last = b""
         before_s = watch.moved()
         while chunk:
@@ -179,24 +185,54 @@ class EventRelay:
             whole, held = split_events(held + chunk if held else chunk)
             if whole:
                 self.end, last = last + whole, whole
+                failed = None
+                if journal is not None:
+                    if _ERROR in whole:
+                        whole, failed = self._before_error(whole)
+                    whole = journal.passed(whole)
                 events = whole.count(_END)
                 if self.events and events:
                     metrics.itl.observe((now_s - before_s) / events, events)
                 self.events += events
                 metrics.streamed_events += events
                 before_s = now_s
-                watch.on = "client"
-                await reply.more(whole)
-                watch.on = "worker"
-                watch.moved()
+                if whole:
+                    watch.on = "client"
+                    await reply.more(whole)
+                    watch.on = "worker"
+                    watch.moved()
+                if failed is not None:
+                    raise failed
             elif len(held) > self._most_held:
                 self._bound(len(held))
-            chunk = await next_chunk()
+            chunk = await self._next(last)
         if DONE in held:
             last = held
-        if DONE not in last and b'data: {"error"' not in last:
+        if DONE not in last and _ERROR not in last:
             raise self._failure(FailureKind.BROKEN, "the stream ended without [DONE]")
         await reply.end(held)
+
+    async def _next(self, last: bytes) -> bytes:
+        """Return the next chunk; a connection that breaks after ``[DONE]`` has ended well."""
+        try:
+            return await self._answer.chunk()
+        except WorkerFailure:
+            if DONE in last:
+                return b""
+            raise
+
+    def _before_error(self, events: bytes) -> tuple[bytes, WorkerFailure | None]:
+        """Return what comes before an error in *events*, and the failure that the error is.
+
+        An error that the request is to blame for is no failure: it is passed on.
+        """
+        at = events.index(_ERROR)
+        said = events[at + len(b"data: ") :].split(b"\n", 1)[0]
+        error = read_error(said)
+        if error is not None and error.code.isdigit() and 400 <= int(error.code) < 500:
+            return events, None
+        detail = f"reported in its stream: {error.message if error else 'an error'}"
+        return events[:at], self._failure(FailureKind.BAD_ANSWER, detail)
 
     def _bound(self, size: int) -> None:
         if size > self._most_held:

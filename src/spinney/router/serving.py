@@ -22,6 +22,7 @@ import msgspec
 from spinney.log import get_logger
 from spinney.router import openai
 from spinney.router.load import Faults, Ledger, RetryBudget, Work, view_of
+from spinney.router.migration import RESUMED_HEADER, DivergedError, Journal
 from spinney.router.picker import Ask, Choice, Mode, Nobody, Pick, Policy, View, pick, pick_prefill
 from spinney.router.relay import ClientStalledError, EventRelay, Headers, Reply
 from spinney.router.upstream import FailureKind, Upstream, WorkerFailure, read_all
@@ -81,6 +82,9 @@ class Run:
     tried_decode: set[str] = field(default_factory=set)
     attempt: int = 0
     local: bool = False
+    journal: Journal | None = None
+    """What the client has of its stream, for another worker to go on from."""
+    migrations: int = 0
 
     def ask(self) -> Ask:
         """Return what the picker has to know."""
@@ -167,7 +171,8 @@ class Serving:
         run.cached = self._index.cached_tokens(run.inbound.chunks)
         while True:
             run.attempt += 1
-            run.local = run.attempt > 1 and run.attempt >= self._limits.max_attempts
+            last = run.attempt > 1 and run.attempt >= self._limits.max_attempts
+            run.local = last or run.reply.started
             choice = pick(run.ask(), self.view(), self._policy, self._rng)
             if isinstance(choice, Nobody):
                 return await self._nobody(run, choice)
@@ -177,6 +182,9 @@ class Serving:
             except ClientStalledError as error:
                 self._note(run, "client stalled", detail=str(error))
                 return Outcome.CLIENT_STALLED
+            except DivergedError as error:
+                self._note(run, "diverged", detail=str(error))
+                return await self._break_off(run, str(error))
             except WorkerFailure as failure:
                 outcome = await self._failed(run, failure)
                 if outcome is not None:
@@ -266,6 +274,7 @@ class Serving:
     async def _stream(self, run: Run, served: Served, work: Work, body: bytes) -> None:
         worker, limits = served.decode, self._limits
         answer = None
+        body = self._stream_body(run, body)
         try:
             deadline_s = limits.first_byte_deadline(run.inbound.prompt_tokens)
             async with _within(deadline_s, worker, Stage.DECODE):
@@ -283,17 +292,52 @@ class Serving:
                     self._metrics,
                     idle_s=limits.idle_stream_deadline_s,
                     most_held=limits.max_event_bytes,
+                    journal=run.journal,
                 )
                 first = await relay.first()
             _raise_first_error(first, worker)
-            self._first_byte(run, served, work)
-            head = [*_answer_headers(answer.headers), (b"cache-control", b"no-cache")]
-            await run.reply.start(200, head + served.headers(run.id))
+            if run.reply.started:
+                self._goes_on(run, served, work, answer.headers, first)
+            else:
+                self._first_byte(run, served, work)
+                if run.journal is not None:
+                    run.journal.begin(first)
+                head = [*_answer_headers(answer.headers), (b"cache-control", b"no-cache")]
+                await run.reply.start(200, head + served.headers(run.id))
             await relay.run(first)
             self._handover_ended(run, served, relay.end)
         finally:
             if answer is not None:
                 answer.close()
+
+    def _stream_body(self, run: Run, body: bytes) -> bytes:
+        """Return *body* with what migration needs: token ids, and those that were sent."""
+        inbound = run.inbound
+        if not inbound.migratable or not self._limits.max_migrations:
+            return body
+        if not inbound.wants_token_ids:
+            body = openai.traced_body(body)
+        if run.journal is None or not run.reply.started:
+            run.journal = Journal(strip=not inbound.wants_token_ids)
+            return body
+        run.journal.read()
+        if run.journal.tokens and not run.journal.finished:
+            body = openai.resume_body(body, run.journal.tokens)
+        return body
+
+    def _goes_on(
+        self, run: Run, served: Served, work: Work, headers: Mapping[str, str], first: bytes
+    ) -> None:
+        """Have the journal expect the stream of another worker; raise DivergedError."""
+        assert run.journal is not None, "only such streams are gone on with"
+        resumed = RESUMED_HEADER in headers
+        run.journal.go_on(first, resumed=resumed)
+        work.prefilled()
+        self._faults.succeeded(served.decode.name)
+        self._index.record(served.decode.name, run.inbound.chunks)
+        self._metrics.migrations.labels("resumed" if resumed else "replayed").inc()
+        sent = len(run.journal.tokens)
+        self._note(run, "migrated", worker=served.decode.name, resumed=resumed, tokens_sent=sent)
 
     async def _whole_answer(self, run: Run, worker: Worker, stage: Stage, body: bytes) -> _Answered:
         headers = run.upstream_headers()
@@ -329,7 +373,13 @@ class Serving:
         """Tell the client of *failure*, or return None when another attempt is to be made."""
         self._blame(run, failure)
         if run.reply.started:
-            return await self._break_off(run, failure)
+            if _all_is_sent(run):
+                await run.reply.end(openai.END_OF_STREAM)
+                return Outcome.OK
+            if self._may_migrate(run):
+                self._metrics.retries.labels("migration", failure.cause).inc()
+                return None
+            return await self._break_off(run, str(failure))
         if failure.clients_fault:
             await self._pass_on(run, failure)
             return Outcome.REFUSED_BY_WORKER
@@ -375,8 +425,17 @@ class Serving:
             self._faults.failed(handover.worker.name, _now())
             self._index.forget(handover.worker.name)
 
-    async def _break_off(self, run: Run, failure: WorkerFailure) -> Outcome:
-        message = f"the answer broke off: {failure}; what was sent so far is all there is"
+    def _may_migrate(self, run: Run) -> bool:
+        """Whether another worker is to go on with a stream that broke off; counts it if so."""
+        if run.journal is None or run.migrations >= self._limits.max_migrations:
+            return False
+        run.migrations += 1
+        return self._budget.try_spend()
+
+    async def _break_off(self, run: Run, why: str) -> Outcome:
+        if run.migrations:
+            self._metrics.migrations.labels("failed").inc()
+        message = f"the answer broke off: {why}; what was sent so far is all there is"
         await run.reply.end(openai.error_event(message, "server_error", code="worker_failed"))
         return Outcome.BROKEN_OFF
 
@@ -398,6 +457,8 @@ class Serving:
 
     async def _nobody(self, run: Run, nobody: Nobody) -> Outcome:
         self._note(run, "no worker", rejected=dict(nobody.rejected))
+        if run.reply.started:
+            return await self._break_off(run, "there is no worker to go on with it")
         found = ", ".join(f"{count} {why}" for why, count in sorted(nobody.rejected.items()))
         message = (
             f"a decode worker for model {run.inbound.model!r} is wanted, none can serve now "
@@ -442,6 +503,14 @@ def request_id_headers(request_id: str) -> Headers:
     """Return the headers by which an answer says which request it is to."""
     value = request_id.encode()
     return [(b"x-request-id", value), (b"x-spinney-request-id", value)]
+
+
+def _all_is_sent(run: Run) -> bool:
+    """Whether nothing but the end of the stream was missing when it broke off."""
+    if run.journal is None:
+        return False
+    run.journal.read()
+    return run.journal.finished and (run.journal.usage_sent or not run.inbound.wants_usage)
 
 
 def _mode(choice: Choice, handover: Handover | None) -> Mode:
