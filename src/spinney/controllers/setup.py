@@ -13,6 +13,7 @@ from spinney.controllers import identity
 from spinney.controllers.autoscaling.reconciler import AutoscalerReconciler
 from spinney.controllers.backends.handover import Handover
 from spinney.controllers.clustertopology.reconciler import ClusterTopologyReconciler
+from spinney.controllers.metrics import ControllerMetrics
 from spinney.controllers.pod_state import is_finished, is_scheduled
 from spinney.controllers.podclique.pod import WAIT_IMAGE
 from spinney.controllers.podclique.reconciler import PodCliqueReconciler
@@ -25,6 +26,8 @@ from spinney.controllers.world import World
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from prometheus_client import CollectorRegistry
 
     from spinney.api.core import Pod
     from spinney.api.grove import ClusterTopologyBinding, PodClique, PodCliqueSet
@@ -46,16 +49,24 @@ CONCURRENCY = 8
 
 
 def register(
-    runtime: Runtime, ids: IdSource, events: EventRecorder, *, wait_image: str = WAIT_IMAGE
+    runtime: Runtime,
+    ids: IdSource,
+    events: EventRecorder,
+    *,
+    wait_image: str = WAIT_IMAGE,
+    registry: CollectorRegistry | None = None,
 ) -> None:
     """Put all reconcilers on *runtime*; *events* is run by the caller.
 
     Pod names come from the API server, so *ids* is not drawn from. *wait_image* is the image of
-    the container that waits for other roles.
+    the container that waits for other roles. Metrics go to *registry*.
     """
     del ids
     world = World(runtime)
     client, clock = runtime.client, runtime.clock
+    metrics = ControllerMetrics(registry, clock) if registry is not None else None
+    if metrics is not None:
+        metrics.observe(world)
     handover = Handover(client, events)
     sets = runtime.controller(
         "podcliqueset", PodCliqueSetReconciler(client, world, clock, events), concurrency=2
@@ -74,7 +85,9 @@ def register(
         "podgang", PodGangReconciler(client, world, clock, handover), concurrency=CONCURRENCY
     )
     termination = runtime.controller(
-        "gangtermination", GangTermination(client, world, clock, events), concurrency=CONCURRENCY
+        "gangtermination",
+        GangTermination(client, world, clock, events, metrics),
+        concurrency=CONCURRENCY,
     )
     autoscaling = runtime.controller(
         "autoscaling", AutoscalerReconciler(client, world, events), concurrency=CONCURRENCY
