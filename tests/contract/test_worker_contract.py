@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from tests.contract.conftest import Pair
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("contract")]
 NEGATIVE_ACK_S = 0.2
 METRICS = (
     "vllm:num_requests_running",
@@ -315,10 +315,12 @@ def test_counters_count(worker: Worker) -> None:
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 def test_a_client_that_goes_away_leaves_no_block_held(worker: Worker, stream: bool) -> None:
     body = {"prompt": prompt(12), "max_tokens": 1900, "ignore_eos": True, "stream": stream}
+    before = worker.aborted()
     with send_raw(worker.port, body):
         wait_for(lambda: worker.metrics()["vllm:num_requests_running"] > 0, "the request runs", 20)
         assert worker.metrics()[worker.kind.kv_metric] > 0
     worker.wait_idle()
+    assert worker.aborted() == before + 1
 
 
 def test_a_client_that_goes_away_while_its_kv_comes_leaves_no_block_held(pair: Pair) -> None:

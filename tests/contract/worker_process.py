@@ -185,6 +185,13 @@ class Worker:
                 found[name] = found.get(name, 0.0) + float(line.rsplit(" ", 1)[1])
         return found
 
+    def aborted(self) -> float:
+        """Return how many requests have ended by their clients' leaving."""
+        lines = self.call("GET", "/metrics").body.decode().splitlines()
+        name = "vllm:request_success_total{"
+        found = [line for line in lines if line.startswith(name) and '="abort"' in line]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in found)
+
     def wait_idle(self) -> None:
         """Wait until no request runs or waits and no KV block is held."""
         names = ("vllm:num_requests_running", "vllm:num_requests_waiting", self.kind.kv_metric)

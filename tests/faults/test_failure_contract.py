@@ -11,7 +11,7 @@ import pytest
 from tests.faults.arena import Arena, Job, WorkerProcess, until
 from tests.faults.proxy import Way
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("faults")]
 MOST_ASKED = 20
 """Requests after which each of two workers has surely been chosen."""
 CLEAN = {"ok", "error event"}

@@ -12,7 +12,7 @@ from tests.faults.storm import Storm
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("faults")]
 
 
 def test_every_request_in_a_storm_ends_rightly_or_cleanly(tmp_path: Path) -> None:
