@@ -8,7 +8,9 @@ import contextlib
 import copy
 import io
 import random
+import re
 import ssl
+import sys
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -47,6 +49,7 @@ from spinney.kube.client import KubeClient
 from spinney.kube.controller import Runtime
 from spinney.kube.transport import ApiRequest, ApiResponse, TransportError
 from spinney.local.apiserver import tls
+from spinney.local.apiserver.http import HttpServer
 from spinney.local.apiserver.server import ApiServer
 
 if TYPE_CHECKING:
@@ -440,6 +443,54 @@ def test_the_command_prints_configurations_with_the_authority_it_made(tmp_path, 
     config = documents[0]["webhooks"][0]["clientConfig"]
     assert base64.b64decode(config["caBundle"]) == (folder / "ca.crt").read_bytes()
     assert config["service"] == {"namespace": "ns", "name": "hook", "port": 443, "path": "/mutate"}
+
+
+@pytest.mark.e2e
+def test_the_command_serves_reviews_of_a_cluster_and_ends_when_asked(tmp_path):
+    async def run() -> None:
+        api = ApiServer(SystemClock(), RandomIds(random.Random(1)), definitions=crd_documents())
+        trust = tls.credentials(tmp_path / "api", SystemClock().now())
+        server = HttpServer(api, trust, "127.0.0.1", 0)
+        serving = asyncio.create_task(server.run())
+        tls.write_kubeconfig(tmp_path / "kubeconfig", server.url, trust)
+        program = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "spinney.cmd.main", "--kubeconfig", tmp_path / "kubeconfig"),
+            *("webhook", "--host", "127.0.0.1", "--port", "0", "--tls-dir", tmp_path / "hook"),
+            *("--url", "https://127.0.0.1"),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        try:
+            assert program.stdout is not None
+            found = None
+            while found is None:
+                line = (await program.stdout.readline()).decode()
+                assert line, "it ended"
+                found = re.search(r"https://127\.0\.0\.1:\d+", line)
+            context = ssl.create_default_context(cafile=str(tmp_path / "hook" / "ca.crt"))
+            connector = aiohttp.TCPConnector(ssl=context)
+            async with aiohttp.ClientSession(found[0], connector=connector) as session:
+                ready = 503
+                while ready != 200:
+                    async with session.get("/readyz") as reply:
+                        ready = reply.status
+                    await asyncio.sleep(0.02)
+            program.terminate()
+            rest = await program.stdout.read()
+            assert (await program.wait(), rest) == (0, b"")
+        finally:
+            if program.returncode is None:
+                program.kill()
+                await program.wait()
+            server.stop()
+            await serving
+            await api.close()
+
+    async def bounded() -> None:
+        async with asyncio.timeout(30):
+            await run()
+
+    asyncio.run(bounded())
 
 
 @pytest.mark.parametrize(

@@ -129,10 +129,13 @@ async def _run(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.stop)
     log.info("answering reviews", url=server.url)
-    async with asyncio.TaskGroup() as group:
-        watching = group.create_task(runtime.run())
-        await server.run()
-        watching.cancel()
+    try:
+        async with asyncio.TaskGroup() as group:
+            watching = group.create_task(runtime.run())
+            await server.run()
+            watching.cancel()
+    finally:
+        await client.close()
 
 
 def _service(text: str) -> ServiceAddress:
