@@ -1,6 +1,7 @@
-"""Continuous faults on real processes: a router, two prefill and two decode workers (spinney mock).
+"""Continuous faults on real processes: a router, two prefill and two decode workers.
 
     python benchmarks/faults.py --requests 10000 --seed 1
+    python benchmarks/faults.py --requests 1000 --worker engine     the demo model, not the mock
     python benchmarks/faults.py --requests 2000 --seed 3 --only "kill" --only "stall"
 
 Every request has to end in the right greedy answer or a clean error, and no worker may hold a KV
@@ -22,9 +23,13 @@ from tests.faults.arena import Arena
 from tests.faults.storm import FAULTS, Storm
 
 
+def _arena(options: argparse.Namespace, folder: Path) -> Arena:
+    return Arena(folder, options.seed, kind=options.worker, slow_down=options.slow_down)
+
+
 async def run(options: argparse.Namespace, folder: Path) -> int:
     started = time.perf_counter()
-    async with Arena(folder, options.seed, slow_down=options.slow_down) as arena:
+    async with _arena(options, folder) as arena:
         storm = asyncio.ensure_future(Storm(arena).run(tuple(options.only)))
         work = asyncio.ensure_future(
             arena.run(options.requests, clients=options.clients, leaving=options.leaving)
@@ -58,6 +63,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--worker", choices=["mock", "engine"], default="mock")
     parser.add_argument("--clients", type=int, default=24)
     parser.add_argument("--leaving", type=float, default=0.1, help="Share of clients that leave.")
     parser.add_argument("--slow-down", type=float, default=2.0, help="Multiplies modelled times.")

@@ -22,9 +22,11 @@ from tests.contract.worker_process import MODEL, free_port
 from tests.faults.proxy import Proxy
 
 from spinney.engine.assembly import model_directory
-from spinney.engine.executor import Batch, SequenceStep
+from spinney.engine.checkpoint import load_checkpoint
+from spinney.engine.executor import Batch, Executor, SequenceStep
 from spinney.engine.mock.assembly import speakable
 from spinney.engine.mock.executor import MockExecutor
+from spinney.engine.numpy_executor import NumpyExecutor
 from spinney.engine.tokenizer import load_tokenizer
 from spinney.perfmodel.profile import load_step_model
 
@@ -43,26 +45,32 @@ ROUTER_FLAGS = (
 
 
 class Truth:
-    """What greedy decoding answers, computed without blocks, batches or time."""
+    """What greedy decoding answers: one request at a time, whole, nothing shared or moved."""
 
-    def __init__(self) -> None:
-        tokenizer = load_tokenizer(model_directory(MODEL))
-        self._vocab = tokenizer.vocab_size
-        self._tokens = speakable(tokenizer)
+    LONGEST = 2048
+
+    def __init__(self, kind: str) -> None:
+        directory = model_directory(MODEL)
+        self._executor: Executor
+        if kind == "mock":
+            tokenizer = load_tokenizer(directory)
+            self._executor = MockExecutor(
+                load_step_model("demo-cpu"),
+                num_blocks=1,
+                block_size=self.LONGEST,
+                max_model_len=self.LONGEST,
+                vocab_size=tokenizer.vocab_size,
+                tokens=speakable(tokenizer),
+            )
+        else:
+            self._executor = NumpyExecutor(
+                load_checkpoint(directory), num_blocks=1, block_size=self.LONGEST
+            )
 
     def answer(self, prompt: list[int], count: int) -> list[int]:
-        length = len(prompt) + count
-        executor = MockExecutor(
-            load_step_model("demo-cpu"),
-            num_blocks=1,
-            block_size=length,
-            max_model_len=length,
-            vocab_size=self._vocab,
-            tokens=self._tokens,
-        )
         step, found = SequenceStep(prompt, 0, [0], True), []
         while len(found) < count:
-            found.append(int(executor.step(Batch((step,)))[0].argmax()))
+            found.append(int(self._executor.step(Batch((step,)))[0].argmax()))
             step = SequenceStep([found[-1]], len(prompt) + len(found) - 1, [0], True)
         return found
 
@@ -70,8 +78,11 @@ class Truth:
 class WorkerProcess:
     """A worker that can be killed, stopped and started again on its ports, behind proxies."""
 
-    def __init__(self, name: str, role: str, folder: Path, rng: Random, *flags: str) -> None:
-        self.name, self.role, self.folder, self.flags = name, role, folder, flags
+    def __init__(
+        self, kind: str, name: str, role: str, folder: Path, rng: Random, *flags: str
+    ) -> None:
+        self.kind, self.name, self.role = kind, name, role
+        self.folder, self.flags = folder, flags
         self.port, self.kv_port = free_port(), free_port()
         self.http = Proxy(self.port, rng)
         self.kv = Proxy(self.kv_port, rng)
@@ -83,7 +94,7 @@ class WorkerProcess:
     async def start(self) -> None:
         self.lives += 1
         command = [
-            *(sys.executable, "-m", "spinney.cmd.main", "mock", "--port", str(self.port)),
+            *(sys.executable, "-m", "spinney.cmd.main", self.kind, "--port", str(self.port)),
             *("--role", self.role, "--engine-id", f"{self.name}-{self.lives}", "--log-json"),
             *("--kv-port", str(self.kv_port), "--kv-advertise-port", str(self.kv.port)),
             *("--kv-lease", str(LEASE_S), "--num-blocks", "512", "--max-model-len", "2048"),
@@ -156,19 +167,21 @@ class Job:
 class Arena:
     """Two prefill and two decode workers behind a router; use it as a context."""
 
-    def __init__(self, folder: Path, seed: int, *, slow_down: float = 1.0) -> None:
+    def __init__(
+        self, folder: Path, seed: int, *, kind: str = "mock", slow_down: float = 1.0
+    ) -> None:
         self.folder, self.seed = folder, seed
         self.rng = Random(seed)
-        self.truth = Truth()
+        self.truth = Truth(kind)
         self.tally = Tally()
-        pace = ("--speed-up", str(1 / slow_down))
+        pace = ("--speed-up", str(1 / slow_down)) if kind == "mock" else ()
         plain = ("--no-kv-shared-memory",)
         self.workers = [
-            WorkerProcess("p0", "prefill", folder, Random(seed), *pace),
-            WorkerProcess("p1", "prefill", folder, Random(seed + 1), *pace),
+            WorkerProcess(kind, "p0", "prefill", folder, Random(seed), *pace),
+            WorkerProcess(kind, "p1", "prefill", folder, Random(seed + 1), *pace),
             # One maps the blocks of its peers, to the other all bytes come through the proxy.
-            WorkerProcess("d0", "decode", folder, Random(seed + 2), *pace),
-            WorkerProcess("d1", "decode", folder, Random(seed + 3), *pace, *plain),
+            WorkerProcess(kind, "d0", "decode", folder, Random(seed + 2), *pace),
+            WorkerProcess(kind, "d1", "decode", folder, Random(seed + 3), *pace, *plain),
         ]
         self.by_name = {worker.name: worker for worker in self.workers}
         self.router_port = free_port()

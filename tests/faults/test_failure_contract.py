@@ -186,3 +186,19 @@ def test_a_client_that_leaves_its_stream_leaves_nothing_held(
         return list(await asyncio.gather(*(arena.ask(each) for each in jobs)))
 
     assert runner.run(main()) == ["left"] * 6
+
+
+def test_a_killed_router_leaves_nothing_held(runner: asyncio.Runner, arena: Arena) -> None:
+    async def main() -> None:
+        asks = [asyncio.ensure_future(arena.ask(job(340 + n, 900, 500))) for n in range(8)]
+        await until(lambda: seen(arena, "decode", "vllm:num_requests_running"), "it decodes", 10)
+        assert arena.router is not None
+        arena.router.kill()
+        await arena.router.wait()
+        await asyncio.gather(*asks)
+        # The clients' connections broke, which is all that a killed router can say.
+        arena.tally.wrong.clear()
+        await arena.start_router()
+        await until(arena.router_ready, "the router is ready", 20)
+
+    runner.run(main())
