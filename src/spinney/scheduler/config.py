@@ -13,7 +13,8 @@ class SchedulerConfig:
 
     scheduler_names: tuple[str, ...] = (names.SPINNEY_SCHEDULER,)
     """Whose pods are placed: those whose ``spec.schedulerName`` is one of these."""
-    actions: tuple[str, ...] = ("allocate",)
+    actions: tuple[str, ...] = ("allocate", "consolidate", "reclaim", "preempt", "evict-stale")
+    """In this order."""
     filters: tuple[str, ...] = (
         "unschedulable",
         "not-ready",
@@ -36,3 +37,19 @@ class SchedulerConfig:
     """Choices tried for one gang before the search over single nodes gives up."""
     exhaustive_nodes: int = 64
     """In domains with more nodes than this, filling stays greedy."""
+    reservation_s: float = 600.0
+    """How long room is kept for a gang that others have to leave for."""
+    evictions_per_cycle: int = 1_000
+    """Pods that one cycle displaces before it starts no further plan."""
+    victim_trials: int = 64
+    """Sets of victims tried for one gang, each with the real search."""
+    victim_steps: int = 500
+    """The bound of each of these searches."""
+    consolidated_gangs: int = 16
+    """Gangs that are moved at most to make room for one."""
+    stale_grace_s: float = 60.0
+    """How long a gang may run below its minimum before it is evicted; negative: for ever."""
+    usage_half_life_s: float = 0.0
+    """When past usage counts half in fair shares; 0: the past does not count."""
+    usage_weight: float = 1.0
+    """How strongly past usage counts."""

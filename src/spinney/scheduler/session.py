@@ -10,13 +10,18 @@ from __future__ import annotations
 import contextlib
 import functools
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from spinney.scheduler.config import SchedulerConfig
+from spinney.scheduler.memory import Memory
 from spinney.scheduler.plugins import UNBOUNDED
 from spinney.scheduler.plugins.registry import NODE_FILTERS, ROOM_FILTERS, SCORES, check
+from spinney.scheduler.queues.ledger import Ledger
+from spinney.scheduler.queues.model import NOTHING, Amounts, charge, plus, times
+from spinney.scheduler.reservations import Reservations
 from spinney.scheduler.statement import Statement
 
 if TYPE_CHECKING:
@@ -24,8 +29,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from spinney.scheduler.demand import Demand
+    from spinney.scheduler.gangs import Gang
     from spinney.scheduler.shapes import PodInfo, PodTerm, Shape
     from spinney.scheduler.snapshot import Layout, Snapshot
+    from spinney.scheduler.verdict import Eviction, Verdict
 
 _ORDINARY = ("cpu", "memory", "pods", "ephemeral-storage")
 
@@ -66,11 +74,25 @@ class PodClass:
 class Session:
     """A snapshot with tentative placements."""
 
-    def __init__(self, snapshot: Snapshot, config: SchedulerConfig | None = None) -> None:
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        config: SchedulerConfig | None = None,
+        memory: Memory | None = None,
+    ) -> None:
         self.config = config or SchedulerConfig()
+        self.memory = memory or Memory()
+        self.reservations = Reservations(self)
+        self.evictions: list[Eviction] = []
+        self.verdicts: dict[str, Verdict] = {}
+        """How gangs fared so far."""
+        self.wake_at: float | None = None
+        """When time alone may change what this cycle finds."""
         self.snapshot = snapshot
         self.layout: Layout = snapshot.layout
         self.idle: NDArray[np.int64] = snapshot.layout.allocatable - snapshot.used
+        self.leaving: NDArray[np.int64] = snapshot.leaving.copy()
+        """What pods hold that are being deleted, or that this cycle decided to displace."""
         self.statement = Statement(self.idle)
         check("filter", self.config.filters, {**NODE_FILTERS, **ROOM_FILTERS})
         check("score", [name for name, _ in self.config.scores], SCORES)
@@ -81,6 +103,29 @@ class Session:
         """Class number to the length of the statement's touch log that its room reflects."""
         self._coupled: dict[int, bool] = {}
         self._ignored: frozenset[str] = frozenset()
+
+    # Queues and time
+
+    @functools.cached_property
+    def ledger(self) -> Ledger | None:
+        """The account of all queues; None where there are none."""
+        if not self.snapshot.queues.shared:
+            return None
+        weight = Fraction(self.config.usage_weight)
+        return Ledger(self.snapshot, usage=self.memory.usage, history=weight)
+
+    def refusal(self, gang: Gang, demand: Demand) -> str:
+        """Return why the gang's queue may not take *demand* on; empty when it may."""
+        return self.ledger.refusal(gang, demand_amount(demand)) if self.ledger else ""
+
+    def enter(self, gang: Gang, demand: Demand) -> None:
+        """Charge *demand*, which is placed now, to the gang's queue."""
+        if self.ledger:
+            self.ledger.enter(gang, demand_amount(demand))
+
+    def wake(self, at: float) -> None:
+        """Note that at the time *at* a cycle may find something else."""
+        self.wake_at = at if self.wake_at is None else min(self.wake_at, at)
 
     # Classes
 
@@ -198,13 +243,13 @@ class Session:
 
     @contextlib.contextmanager
     def without_leaving(self) -> Iterator[None]:
-        """Answer as if the pods that are being deleted were gone."""
-        self.idle += self.snapshot.leaving
+        """Answer as if the pods that are being deleted, or displaced, were gone."""
+        self.idle += self.leaving
         self._forget_room()
         try:
             yield
         finally:
-            self.idle -= self.snapshot.leaving
+            self.idle -= self.leaving
             self._forget_room()
 
     def _forget_room(self) -> None:
@@ -265,13 +310,15 @@ class Session:
             if pod.state in ("active", "leaving") and pod.node in index
         ]
 
-    def _placed(self) -> Iterator[tuple[PodInfo, int]]:
-        for placement in self.statement.placements:
+    def placed(self) -> Iterator[tuple[PodInfo, int]]:
+        """Yield the pods that this cycle placed, or keeps room for, with their nodes."""
+        held = (placement for kept in self.statement.held.values() for placement in kept)
+        for placement in (*self.statement.placements, *held):
             yield from zip(placement.pods, placement.rows.tolist(), strict=True)
 
     def _everyone(self) -> Iterator[tuple[PodInfo, int]]:
         yield from self._standing
-        yield from self._placed()
+        yield from self.placed()
 
     def rows_matching(self, term: PodTerm) -> Iterator[int]:
         """Yield the nodes of pods that *term* matches, placed ones included."""
@@ -285,7 +332,7 @@ class Session:
         apart = [
             (pods[k], index[pods[k].node]) for k in self.snapshot.apart if pods[k].node in index
         ]
-        for pod, row in (*apart, *self._placed()):
+        for pod, row in (*apart, *self.placed()):
             for term in pod.shape.pod_anti_affinity:
                 if term.matches(cls.namespace, cls.labels_map):
                     yield term, row
@@ -293,7 +340,7 @@ class Session:
     def host_ports(self) -> dict[int, set[tuple[str, int]]]:
         """Return the host ports taken on each node that has some taken."""
         taken = {row: set(ports) for row, ports in self._standing_ports.items()}
-        _collect_ports(taken, self._placed())
+        _collect_ports(taken, self.placed())
         return taken
 
     @functools.cached_property
@@ -301,6 +348,14 @@ class Session:
         taken: dict[int, set[tuple[str, int]]] = {}
         _collect_ports(taken, self._standing)
         return taken
+
+
+def demand_amount(demand: Demand) -> Amounts:
+    """Return what *demand* counts for in a queue."""
+    total = NOTHING
+    for cls, count in demand.totals:
+        total = plus(total, times(charge(cls.shape.requests), count))
+    return total
 
 
 def _collect_ports(

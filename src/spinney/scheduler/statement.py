@@ -40,6 +40,8 @@ class Statement:
         """Nodes changed, by placing or by rolling back, in order; it only grows."""
         self.node_of: dict[str, int] = {}
         """Pod key to node, for the pods placed."""
+        self.held: dict[str, tuple[Placement, ...]] = {}
+        """By gang: room that is kept for it; its pods are not placed by this."""
         self.fingerprint = 0
         """Equal for equal states, however reached; other states almost surely have another one."""
         self._salt = _salts(len(idle))
@@ -61,6 +63,25 @@ class Statement:
             self._apply(last.cls, last.rows, -1)
             for pod in last.pods:
                 del self.node_of[pod.key]
+
+    def hold(self, gang: str, placements: tuple[Placement, ...]) -> None:
+        """Keep the room of *placements* for *gang*, on top of what is kept for it already."""
+        for placement in placements:
+            self._apply(placement.cls, placement.rows, 1)
+        self.held[gang] = (*self.held.get(gang, ()), *placements)
+
+    def release(self, gang: str) -> tuple[Placement, ...]:
+        """Let go of the room that is kept for *gang*, and return what that was."""
+        released = self.held.pop(gang, ())
+        for placement in released:
+            self._apply(placement.cls, placement.rows, -1)
+        return released
+
+    def take_out(self, checkpoint: int) -> tuple[Placement, ...]:
+        """Take back everything since *checkpoint* and return it."""
+        taken = tuple(self.placements[checkpoint:])
+        self.rollback(checkpoint)
+        return taken
 
     def _apply(self, cls: PodClass, rows: NDArray[np.int64], sign: int) -> None:
         np.subtract.at(self.idle, rows, cls.vector * sign)

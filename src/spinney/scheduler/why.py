@@ -202,7 +202,7 @@ def _relaxation(session: Session, demand: Demand, part: _Part, topology: str) ->
 def _relaxations(
     session: Session, demand: Demand, part: _Part, topology: str
 ) -> Iterator[tuple[str, bool]]:
-    if session.snapshot.leaving.any():
+    if session.leaving.any():
         with session.without_leaving():
             fits = _would_fit(session, demand, topology)
         yield "once the pods that are being deleted are gone", fits

@@ -13,17 +13,25 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from spinney.scheduler import search
+from spinney.scheduler.actions.turns import Turns
 from spinney.scheduler.demand import floor_demand, growth_demand
+from spinney.scheduler.queues.ledger import pods_amount
+from spinney.scheduler.reservations import spots_of
 from spinney.scheduler.verdict import Verdict
 from spinney.scheduler.why import explain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from spinney.scheduler.actions.turns import Stage
     from spinney.scheduler.demand import Demand
     from spinney.scheduler.gangs import Gang, Group
+    from spinney.scheduler.memory import Reservation
+    from spinney.scheduler.queues.ledger import Ledger
+    from spinney.scheduler.queues.model import Amounts
     from spinney.scheduler.session import PodClass, Session
     from spinney.scheduler.shapes import PodInfo
+    from spinney.scheduler.verdict import VerdictKind
 
 
 @dataclass(slots=True)
@@ -35,6 +43,8 @@ class _Growth:
     """By leaf."""
     failed: dict[tuple[str, int], tuple[Demand, search.Outcome]] = field(default_factory=dict)
     """Leaf and class of which not even one more pod fits."""
+    refusal: str = ""
+    """Why the gang's queue takes on no more of it."""
 
 
 def allocate(session: Session, previous: Mapping[str, Verdict]) -> Iterator[Verdict]:
@@ -45,6 +55,9 @@ def allocate(session: Session, previous: Mapping[str, Verdict]) -> Iterator[Verd
     """
     failures = _Failures(session, previous)
     gangs = session.snapshot.gangs
+    if session.ledger is not None:
+        yield from _allocate_in_turns(session, session.ledger, gangs, failures)
+        return
     for _, band in itertools.groupby(gangs, key=lambda gang: gang.priority):
         yield from _allocate_band(session, list(band), failures)
 
@@ -67,6 +80,47 @@ def _allocate_band(
     yield from _grow(session, placed, failures)
 
 
+def _allocate_in_turns(
+    session: Session, ledger: Ledger, gangs: Sequence[Gang], failures: _Failures
+) -> Iterator[Verdict]:
+    """Let queues take turns, one gang's minimum, or one pod beyond a minimum, at a time."""
+    turns = Turns(ledger)
+    growths: dict[str, _Growth] = {}
+    for gang in gangs:
+        settled = failures.settled(gang)
+        if settled is None and gang.waiting:
+            settled = Verdict(gang.key, "waiting", gang.waiting)
+        if settled is None and (problem := ledger.tree.problem(gang.queue)):
+            settled = failures.refused(gang, problem)
+        if settled is not None:
+            yield settled
+        else:
+            turns.push(gang, 0, _floor_amount(gang))
+    while turn := turns.take():
+        gang = turn.gang
+        if turn.stage == 0:
+            verdict = _allocate_floor(session, gang, failures)
+            if verdict is not None:
+                yield verdict
+                continue
+            growth = growths[gang.key] = _surplus(session, gang)
+        else:
+            growth = growths[gang.key]
+            if not _grow_once(session, growth, failures, most=1):
+                yield _growth_verdict(growth, failures)
+                continue
+        if growth.left:
+            stage: Stage = 1 if turn.stage == 0 and _at_floor(gang) else 2
+            turns.push(gang, stage, pods_amount(next(iter(growth.left.values()))[:1]))
+        else:
+            yield Verdict(gang.key, "placed")
+
+
+def _floor_amount(gang: Gang) -> Amounts:
+    leaves = gang.root.leaves()
+    return pods_amount(pod for leaf in leaves for pod in leaf.pending[: leaf.missing])
+
+
 def _run_key(session: Session, gang: Gang) -> object:
     """Return a key that is equal for neighbours which are placed in one go: single, alike pods."""
     if not gang.lone or gang.waiting:
@@ -87,8 +141,7 @@ def _allocate_alike(session: Session, gangs: list[Gang], failures: _Failures) ->
         yield Verdict(gang.key, "placed")
     for gang in gangs[fit:]:
         verdict = _allocate_floor(session, gang, failures)
-        assert verdict is not None, "a pod fits where none of its class did"
-        yield verdict
+        yield verdict or Verdict(gang.key, "placed")
 
 
 def _together(gang: Gang, pods: tuple[PodInfo, ...]) -> Gang:
@@ -99,17 +152,42 @@ def _allocate_floor(session: Session, gang: Gang, failures: _Failures) -> Verdic
     """Place the gang's minimum; None when it is on nodes now."""
     if gang.waiting:
         return Verdict(gang.key, "waiting", gang.waiting)
+    settled = failures.settled(gang)
+    if settled is not None:
+        return settled
+    reserved = session.reservations.release(gang.key)
     demand = floor_demand(session, gang)
     if demand is None:
         return None
-    known = failures.known(gang.key, demand)
+    refusal = session.refusal(gang, demand)
+    if refusal:
+        return failures.refused(gang, refusal)
+    known = None if reserved else failures.known(gang.key, demand)
     if known is None:
         outcome = search.place(session, demand, gang.topology)
         if outcome == "placed":
+            session.enter(gang, demand)
             return None
-        known = failures.explained(demand, outcome, gang.topology)
-    left = tuple(pod.key for leaf in gang.root.leaves() for pod in leaf.pending)
-    return failures.verdict(gang.key, "unplaced", demand, known, left)
+        if _pipeline(session, gang, demand, reserved):
+            return failures.verdict(gang, "pipelined", demand, PIPELINED)
+        known = failures.explained(demand, outcome, gang)
+    return failures.verdict(gang, "unplaced", demand, known)
+
+
+PIPELINED = "would fit once the pods that are being deleted are gone; the room is reserved"
+
+
+def _pipeline(session: Session, gang: Gang, demand: Demand, reserved: Reservation | None) -> bool:
+    """Reserve room for *demand* where pods are leaving; False when that does not make enough."""
+    if gang.key in session.reservations.lapsed or not session.leaving.any():
+        return False
+    start = session.statement.checkpoint()
+    with session.without_leaving():
+        if search.place(session, demand, gang.topology) != "placed":
+            return False
+        spots = spots_of(session, session.statement.take_out(start))
+    session.reservations.make(gang, spots, reserved.until if reserved else None)
+    return True
 
 
 class _Failures:
@@ -119,6 +197,19 @@ class _Failures:
         self._session = session
         self._previous = previous
         self._reasons: dict[int, str] = {}
+
+    def settled(self, gang: Gang) -> Verdict | None:
+        """Return the last verdict on the very same gang, if no room was made since."""
+        last = self._previous.get(gang.key)
+        version = self._session.snapshot.room_version
+        if last is None or last.tree is not gang or last.room_version != version:
+            return None
+        kept = gang.key in self._session.reservations.kept
+        return last if kept == (last.kind == "pipelined") and last.kind != "placed" else None
+
+    def refused(self, gang: Gang, reason: str) -> Verdict:
+        """Return the verdict on a gang that its queue may not take on."""
+        return Verdict(gang.key, "unplaced", reason, _pending(gang))
 
     def known(self, gang: str, demand: Demand) -> str | None:
         """Return why *demand* cannot be placed if that is known, None if it has to be tried."""
@@ -133,30 +224,32 @@ class _Failures:
             return None
         return last.reason
 
-    def explained(self, demand: Demand, outcome: search.Outcome, topology: str) -> str:
+    def explained(self, demand: Demand, outcome: search.Outcome, gang: Gang) -> str:
         """Return why *demand* was not placed, and remember it."""
-        reason = explain(self._session, demand, outcome, topology)
+        reason = explain(self._session, demand, outcome, gang.topology)
         self._reasons[demand.signature] = reason
         return reason
 
     def verdict(
-        self, gang: str, kind: str, demand: Demand, reason: str, left: tuple[str, ...]
+        self,
+        gang: Gang,
+        kind: VerdictKind,
+        demand: Demand,
+        reason: str,
+        left: tuple[str, ...] | None = None,
     ) -> Verdict:
-        """Return the verdict that remembers this failure."""
+        """Return the verdict that remembers this failure; *left* are all pending pods or some."""
         version = -1 if self._moves(demand) else self._session.snapshot.room_version
-        assert kind in ("placed", "unplaced")
-        return Verdict(
-            gang,
-            "placed" if kind == "placed" else "unplaced",
-            reason,
-            left,
-            demand.signature,
-            version,
-        )
+        pods = _pending(gang) if left is None else left
+        return Verdict(gang.key, kind, reason, pods, demand.signature, version, gang)
 
     def _moves(self, demand: Demand) -> bool:
         """Tell whether placing other pods may make room: then no failure lasts."""
         return any(self._session.coupled(cls) for cls, _ in demand.totals)
+
+
+def _pending(gang: Gang) -> tuple[str, ...]:
+    return tuple(pod.key for leaf in gang.root.leaves() for pod in leaf.pending)
 
 
 # Beyond the minimum
@@ -194,18 +287,22 @@ def _grow_once(session: Session, growth: _Growth, failures: _Failures, *, most: 
             pods = pods[:1]
         while pods:
             demand = growth_demand(session, growth.gang, tuple(pods))
+            refusal = session.refusal(growth.gang, demand)
             known = failures.known(growth.gang.key, demand) if len(pods) == 1 else None
             outcome: search.Outcome = "impossible"
-            if known is None:
+            if known is None and not refusal:
                 outcome = search.place(session, demand, growth.gang.topology)
             if outcome == "placed":
+                session.enter(growth.gang, demand)
                 _remove(growth, leaf.name, pods)
                 return True
             if len(pods) == 1:
                 cls = session.class_of(pods[0])
                 growth.failed[leaf.name, cls.number] = (demand, outcome)
-                if known is None:
-                    failures.explained(demand, outcome, growth.gang.topology)
+                if refusal:
+                    growth.refusal = refusal
+                elif known is None:
+                    failures.explained(demand, outcome, growth.gang)
             pods = pods[: len(pods) // 2]
     return False
 
@@ -242,5 +339,5 @@ def _growth_verdict(growth: _Growth, failures: _Failures) -> Verdict:
     if not left:
         return Verdict(growth.gang.key, "placed")
     demand, _ = next(iter(growth.failed.values()))
-    reason = failures.known(growth.gang.key, demand) or ""
-    return failures.verdict(growth.gang.key, "placed", demand, reason, left)
+    reason = growth.refusal or failures.known(growth.gang.key, demand) or ""
+    return failures.verdict(growth.gang, "placed", demand, reason, left)
