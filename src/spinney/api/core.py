@@ -135,6 +135,10 @@ class PodSpec(ApiStruct):
     service_account_name: str = ""
     volumes: list[dict[str, Any]] = []
     resource_claims: list[dict[str, Any]] = []
+    scheduling_group: dict[str, str] = {}
+    """Names the pod's upstream PodGroup: ``podGroupName``."""
+    workload_ref: dict[str, str] = {}
+    """Names a Workload and its group: ``name``, ``podGroup``, ``podGroupReplicaKey``."""
 
 
 class ContainerStateWaiting(ApiStruct):

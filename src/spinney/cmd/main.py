@@ -40,6 +40,12 @@ _VERBS: dict[str, dict[str, tuple[str, str]]] = {
         "delete": ("spinney.cli.delete", "Delete objects."),
         "chat": ("spinney.cli.chat", "Talk to a model that is being served."),
     },
+    "Placing": {
+        "why": ("spinney.cli.why", "Say why something is pending, and what would help."),
+        "fit": ("spinney.cli.fit", "Say whether a manifest would fit now, and where."),
+        "snapshot": ("spinney.cli.snapshot", "Save the cluster's scheduling state."),
+        "schedule": ("spinney.cli.schedule", "Run scheduling cycles on a snapshot."),
+    },
     "Programs of a cluster": {
         "engine": ("spinney.cmd.engine", "Serve a model: prefill, decode or both."),
         "mock": ("spinney.cmd.mock", "Serve made-up tokens in modelled time."),

@@ -20,22 +20,33 @@ from spinney.api.meta import find_condition
 from spinney.errors import BadInputError
 from spinney.log import get_logger
 from spinney.scheduler.gang_trees import GangTrees
-from spinney.scheduler.gangs import gang_of, lone_gang, whole_gang
+from spinney.scheduler.gangs import gang_of, lone_gang, tree_of, whole_gang
 from spinney.scheduler.queues.model import QueueBook, assigned
 from spinney.scheduler.shapes import PodInfo, Shape, shape_of
 from spinney.scheduler.snapshot import Layout, NodeInfo, Snapshot, node_info
+from spinney.scheduler.sources.podgroup import (
+    podgroup_key,
+    podgroup_spec,
+    upstream_key,
+    upstream_spec,
+    workload_groups,
+)
+from spinney.scheduler.sources.pods import described, membership, workload_of
+from spinney.scheduler.sources.spec import GangSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
     from numpy.typing import NDArray
 
     from spinney.api.core import Node, Pod, PriorityClass
     from spinney.api.grove import ClusterTopologyBinding
     from spinney.api.podgang import PodGang
+    from spinney.api.podgroup import PodGroup, UpstreamPodGroup, Workload
     from spinney.api.queue import Queue
     from spinney.scheduler.gangs import Gang
     from spinney.scheduler.shapes import PodState
+    from spinney.scheduler.sources.spec import GroupSpec
 
 log = get_logger("scheduler")
 
@@ -50,10 +61,15 @@ class Cache:
         self._nodes: dict[str, NodeInfo] = {}
         self._pods: dict[str, PodInfo] = {}
         self._gangs: dict[str, PodGang] = {}
+        self._specs: dict[str, GangSpec] = {}
+        """Gangs whose pods say themselves that they belong to it, by gang key."""
+        self._workloads: dict[str, dict[str, GroupSpec]] = {}
         self._classes: dict[str, PriorityClass] = {}
         self._topologies: dict[str, tuple[str, ...]] = {}
         self._assumed: dict[str, tuple[str, str]] = {}
         """Pod key to its uid and the node it was sent to."""
+        self._displaced: set[str] = set()
+        """Uids of pods whose eviction was accepted."""
         self._waiting: dict[str, set[str]] = {}
         """Gang key, or the key of a pod without one, to its pods that are to be placed."""
         self._active: dict[str, set[str]] = {}
@@ -115,6 +131,46 @@ class Cache:
         self._gangs.pop(key, None)
         self._trees.touch(key, *self._scaled.get(key, ()))
 
+    def set_podgroup(self, group: PodGroup) -> None:
+        """Add or change a KAI PodGroup; one whose sub-groups are no tree is left out."""
+        try:
+            self._set_spec(podgroup_spec(group))
+        except BadInputError as error:
+            log.warning("pod group is left out", group=group.key, error=str(error))
+            self.remove_podgroup(group.key)
+
+    def remove_podgroup(self, key: str) -> None:
+        """Forget a KAI PodGroup, by ``namespace/name``."""
+        namespace, _, name = key.partition("/")
+        self._remove_spec(podgroup_key(namespace, name))
+
+    def set_upstream_group(self, group: UpstreamPodGroup) -> None:
+        """Add or change an upstream PodGroup."""
+        self._set_spec(upstream_spec(group))
+
+    def remove_upstream_group(self, key: str) -> None:
+        """Forget an upstream PodGroup, by ``namespace/name``."""
+        namespace, _, name = key.partition("/")
+        self._remove_spec(upstream_key(namespace, name))
+
+    def set_workload(self, workload: Workload) -> None:
+        """Add or change an upstream Workload."""
+        self._workloads[workload.key] = workload_groups(workload)
+        self._trees.clear()
+
+    def remove_workload(self, key: str) -> None:
+        """Forget an upstream Workload, by ``namespace/name``."""
+        self._workloads.pop(key, None)
+        self._trees.clear()
+
+    def _set_spec(self, spec: GangSpec) -> None:
+        self._specs[spec.key] = spec
+        self._trees.touch(spec.key)
+
+    def _remove_spec(self, key: str) -> None:
+        if self._specs.pop(key, None) is not None:
+            self._trees.touch(key)
+
     def set_priority_class(self, found: PriorityClass) -> None:
         """Add or change a priority class."""
         self._classes[found.name] = found
@@ -167,6 +223,13 @@ class Cache:
         info = self._pods.get(key)
         if assumed is not None and info is not None:
             self._replace(key, replace(info, node="", state="pending"))
+
+    def displace(self, key: str) -> None:
+        """Count the pod as leaving: its eviction was accepted, whatever the API still says."""
+        info = self._pods.get(key)
+        if info is not None and info.state == "active":
+            self._displaced.add(info.uid)
+            self._replace(key, replace(info, state="leaving"))
 
     # What a cycle takes
 
@@ -222,13 +285,16 @@ class Cache:
 
     def _tree_of(self, key: str) -> Gang:
         podgang = self._gangs.get(key)
+        members = [self._pods[p] for p in (*self._waiting.get(key, ()), *self._active.get(key, ()))]
+        if podgang is None and (spec := self._spec(key, members)) is not None:
+            return tree_of(spec, members, priority=self._spec_priority(spec, members))
         if podgang is None and key not in self._waiting:
             return whole_gang(key, [self._pods[p] for p in self._active[key]], self._pod_priority)
         if podgang is None:
             pod = self._pods[min(self._waiting[key])]
             lone = lone_gang(pod, self._pod_priority(pod))
             if pod.gang:
-                return replace(lone, key=key, lone=False, waiting=f"waits for PodGang {pod.gang}")
+                return replace(lone, key=key, lone=False, waiting=f"waits for {described(key)}")
             return lone
         base = self._base(key)
         base_key = base.key if base is not None else key
@@ -242,6 +308,21 @@ class Cache:
             base=base,
             family=tuple(sorted(family, key=lambda p: p.key)),
         )
+
+    def _spec(self, key: str, members: Iterable[PodInfo]) -> GangSpec | None:
+        found = self._specs.get(key)
+        if found is None:
+            found = next((p.implied for p in members if p.implied is not None), None)
+        if found is None and (owner := workload_of(key)) is not None:
+            group = self._workloads.get(owner[0], {}).get(owner[1])
+            found = GangSpec(key, group) if group is not None else None
+        return found
+
+    def _spec_priority(self, spec: GangSpec, members: Iterable[PodInfo]) -> int:
+        named = self._classes.get(spec.priority_class)
+        if named is not None:
+            return named.value
+        return max((self._pod_priority(pod) for pod in members), default=0)
 
     def _base(self, key: str) -> PodGang | None:
         for pod in sorted((*self._waiting.get(key, ()), *self._active.get(key, ()))):
@@ -279,13 +360,15 @@ class Cache:
                 del self._assumed[pod.key]
             else:
                 node, state = assumed[1], "active"
+        if state == "active" and pod.metadata.uid in self._displaced:
+            state = "leaving"
         try:
             shape = shape_of(pod)
         except BadInputError as error:
             log.warning("pod is left out", pod=pod.key, error=str(error))
             return None
         labels = pod.labels
-        gang = labels.get(names.POD_GANG, "")
+        member = membership(pod)
         base = labels.get(names.BASE_POD_GANG, "")
         return PodInfo(
             pod.key,
@@ -293,7 +376,7 @@ class Cache:
             state,
             self._shapes.setdefault(shape, shape),
             node,
-            f"{pod.namespace}/{gang}" if gang else "",
+            member.gang,
             f"{pod.namespace}/{base}" if base else "",
             ours,
             labels,
@@ -301,6 +384,9 @@ class Cache:
             pod.spec.priority_class_name,
             pod.metadata.creation_timestamp or "",
             _started(pod) if node else "",
+            pod.status.phase == "Succeeded",
+            member.group,
+            member.implied,
         )
 
     @staticmethod
@@ -317,6 +403,8 @@ class Cache:
         old = self._pods.pop(key, None)
         if old is not None:
             self._count(old, -1)
+            if new is None or new.uid != old.uid:
+                self._displaced.discard(old.uid)
         if new is not None:
             self._pods[key] = new
             self._count(new, 1)
@@ -329,7 +417,8 @@ class Cache:
     def _note_room(self, old: PodInfo | None, new: PodInfo | None) -> None:
         held = old is not None and old.state in _HOLDING
         holds = new is not None and new.state in _HOLDING
-        if held and not holds:
+        leaves = new is not None and new.state == "leaving" != (old.state if old else "")
+        if (held and not holds) or leaves:
             self.room_version += 1
 
     def _count(self, pod: PodInfo, sign: int) -> None:

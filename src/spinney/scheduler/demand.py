@@ -6,19 +6,23 @@ tree, with its constraints and the nodes that its pods hold already.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import NDArray
 
     from spinney.scheduler.gangs import Gang, Group
     from spinney.scheduler.session import PodClass, Session
     from spinney.scheduler.shapes import PodInfo
+
+MAX_CHOICES = 64
+"""Ways to choose children of groups that need only some; further ones are not tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,8 @@ class Demand:
     """How many pods of which class, children included; the hardest class first."""
     signature: int
     """Equal for demands that differ in the names of pods and groups only."""
+    alternatives: tuple[Demand, ...] = ()
+    """Other demands that would do as well, where a group needs only some of its children."""
 
     @property
     def pods(self) -> int:
@@ -64,14 +70,46 @@ class Demand:
 
 
 def floor_demand(session: Session, gang: Gang) -> Demand | None:
-    """Return what the gang's minimum lacks, or None when it lacks nothing."""
+    """Return what the gang's minimum lacks, or None when it lacks nothing.
 
+    Where a group needs only some of its children there are several ways; the demand is the first
+    and has the others as its alternatives.
+    """
+    found: dict[int, Demand] = {}
+    for leaves in itertools.islice(_choices(gang.root), MAX_CHOICES):
+        demand = _floor(session, gang, leaves)
+        if demand is not None:
+            found.setdefault(demand.signature, demand)
+    if len(found) < 2:
+        return next(iter(found.values()), None)
+    first, *others = found.values()
+    signature = hash(tuple(found))
+    return replace(first, alternatives=tuple(others), signature=signature)
+
+
+def _floor(session: Session, gang: Gang, leaves: frozenset[str]) -> Demand | None:
     def pick(leaf: Group) -> tuple[PodInfo, ...]:
+        if leaf.name not in leaves:
+            return ()
         placed = sum(pod.key in session.statement.node_of for pod in leaf.pending)
         left = [pod for pod in leaf.pending if pod.key not in session.statement.node_of]
         return tuple(left[: max(0, leaf.missing - placed)])
 
     return _demand(session, gang.root, pick)
+
+
+def _choices(group: Group) -> Iterator[frozenset[str]]:
+    """Yield sets of leaves whose minimums together are the group's; what lacks least first."""
+    if not group.children:
+        yield frozenset((group.name,))
+        return
+    lacking = [child for child in group.children if not child.satisfied and child.satisfiable]
+    wanted = max(0, group.needed - sum(child.satisfied for child in group.children))
+    lacking.sort(key=lambda child: sum(leaf.missing for leaf in child.leaves()))
+    for chosen in itertools.combinations(lacking, wanted):
+        options = [tuple(itertools.islice(_choices(child), MAX_CHOICES)) for child in chosen]
+        for parts in itertools.product(*options):
+            yield frozenset().union(*parts)
 
 
 def growth_demand(session: Session, gang: Gang, pods: tuple[PodInfo, ...]) -> Demand:
@@ -84,6 +122,35 @@ def growth_demand(session: Session, gang: Gang, pods: tuple[PodInfo, ...]) -> De
     found = _demand(session, gang.root, pick)
     assert found is not None, "growth of no pods"
     return found
+
+
+def optional_groups(session: Session, gang: Gang) -> list[tuple[Group, Demand]]:
+    """Return the groups that the gang can do without and that lack their minimum, each with it.
+
+    The gang's own minimum has to be placed. Such a group is placed whole before it may grow.
+    """
+    found = []
+    for group in _unsatisfied(session, gang.root):
+        leaves = next(_choices(group), frozenset[str]())
+        demand = _floor(session, gang, leaves)
+        if demand is not None:
+            found.append((group, demand))
+    return found
+
+
+def _unsatisfied(session: Session, group: Group) -> Iterator[Group]:
+    for child in group.children:
+        if _has_minimum(session, child):
+            yield from _unsatisfied(session, child)
+        else:
+            yield child
+
+
+def _has_minimum(session: Session, group: Group) -> bool:
+    if group.children:
+        return sum(_has_minimum(session, child) for child in group.children) >= group.needed
+    placed = sum(pod.key in session.statement.node_of for pod in group.pending)
+    return len(group.active) + placed >= group.minimum
 
 
 def _demand(

@@ -10,11 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+from spinney.scheduler.sources.podgang import constraint_keys, podgang_spec
 
-    from spinney.api.podgang import GangPodGroup, GangTopologyConstraint, PodGang
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from spinney.api.podgang import PodGang
     from spinney.scheduler.shapes import PodInfo
+    from spinney.scheduler.sources.spec import GangSpec, GroupSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,7 @@ class Group:
     preferred: str = ""
     children: tuple[Group, ...] = ()
     minimum: int = 0
+    """Of a leaf: pods. Of an inner group: children that need their own minimum; 0 means all."""
     active: tuple[PodInfo, ...] = ()
     """Pods on nodes already: they count, and they pin the domain."""
     pending: tuple[PodInfo, ...] = ()
@@ -38,6 +42,25 @@ class Group:
     def missing(self) -> int:
         """How many pods the minimum lacks."""
         return max(0, self.minimum - len(self.active))
+
+    @property
+    def needed(self) -> int:
+        """Of an inner group: how many of its children have to have their minimum."""
+        return min(self.minimum or len(self.children), len(self.children))
+
+    @property
+    def satisfied(self) -> bool:
+        """Whether the group, and as many below it as it needs, have their minimum on nodes."""
+        if not self.children:
+            return self.missing == 0
+        return sum(child.satisfied for child in self.children) >= self.needed
+
+    @property
+    def satisfiable(self) -> bool:
+        """Whether the pods there are would do for the minimum."""
+        if not self.children:
+            return self.missing <= len(self.pending)
+        return sum(child.satisfiable for child in self.children) >= self.needed
 
     def leaves(self) -> Iterator[Group]:
         """Yield the groups that hold pods."""
@@ -65,6 +88,8 @@ class Gang:
     """The queue it is charged to; empty until one is looked up from labels."""
     preemptible: bool | None = None
     """Whether it may be displaced; None until that is looked up from labels and priority."""
+    stale_grace_s: float | None = None
+    """How long it may run below its minimum; None: as the configuration says."""
 
     @property
     def order(self) -> tuple[int, str, str]:
@@ -79,7 +104,7 @@ class Gang:
     @property
     def satisfied(self) -> bool:
         """Whether every group has its minimum on nodes."""
-        return all(leaf.missing == 0 for leaf in self.root.leaves())
+        return self.root.satisfied
 
 
 def lone_gang(pod: PodInfo, priority: int) -> Gang:
@@ -110,13 +135,14 @@ def gang_of(
     *base* is the gang it was scaled out from, whose own constraint holds for it too; *family*
     are the pods on nodes of the gangs that share that constraint.
     """
-    leaves = {group.name: _leaf(group, pods) for group in podgang.spec.pod_groups}
-    root = _tree(podgang, leaves)
-    waiting = _waiting(podgang, leaves, pods)
+    spec = podgang_spec(podgang)
+    root = _listed(spec.root, pods)
+    leaves = list(root.leaves())
+    waiting = _short(leaves) or _absent(spec, leaves, pods)
     if base is None:
         root = replace(root, anchors=family)
     else:
-        required, preferred = _keys(base.spec.topology_constraint)
+        required, preferred = constraint_keys(base.spec.topology_constraint)
         if required and not family and not waiting:
             waiting = f"waits until its base gang {base.name} is placed"
         root = Group(base.key, required, preferred, (root,), anchors=family)
@@ -124,50 +150,71 @@ def gang_of(
     return Gang(podgang.key, root, priority, created, topology, waiting=waiting)
 
 
-def _tree(podgang: PodGang, leaves: dict[str, Group]) -> Group:
-    grouped: dict[str, str] = {}
-    for config in podgang.spec.topology_constraint_group_configs:
-        grouped.update((name, config.name) for name in config.pod_group_names if name in leaves)
-    children = []
-    for config in podgang.spec.topology_constraint_group_configs:
-        members = tuple(leaves[n] for n, owner in grouped.items() if owner == config.name)
-        if members:
-            required, preferred = _keys(config.topology_constraint)
-            children.append(Group(config.name, required, preferred, members))
-    children += [leaf for name, leaf in leaves.items() if name not in grouped]
-    required, preferred = _keys(podgang.spec.topology_constraint)
-    return Group(podgang.key, required, preferred, tuple(children))
+def tree_of(spec: GangSpec, pods: Iterable[PodInfo], *, priority: int) -> Gang:
+    """Return the tree of a gang whose *pods* say themselves which leaf they belong to.
 
-
-def _leaf(group: GangPodGroup, pods: Mapping[str, PodInfo]) -> Group:
-    found = [pods.get(f"{ref.namespace}/{ref.name}") for ref in group.pod_references]
-    members = sorted((p for p in found if p is not None), key=lambda p: (p.created, p.key))
-    required, preferred = _keys(group.topology_constraint)
-    return Group(
-        group.name,
-        required,
-        preferred,
-        minimum=group.min_replicas,
-        active=tuple(p for p in members if p.state == "active"),
-        pending=tuple(p for p in members if p.state == "pending" and p.ours),
+    A pod that names no leaf, or one that is not there, belongs to the only one if there is one.
+    """
+    names = [leaf.name for leaf in spec.root.leaves()]
+    members: dict[str, list[PodInfo]] = {name: [] for name in names}
+    for pod in pods:
+        name = pod.group if pod.group in members else names[0]
+        if pod.group in members or len(names) == 1:
+            members[name].append(pod)
+    root = _grown(spec.root, members)
+    created = spec.created or min(
+        (p.created for found in members.values() for p in found), default=""
+    )
+    return Gang(
+        spec.key,
+        root,
+        priority,
+        created,
+        spec.topology,
+        waiting="" if root.satisfiable else _short(list(root.leaves())),
+        queue=spec.queue,
+        preemptible=spec.preemptible,
     )
 
 
-def _keys(constraint: GangTopologyConstraint | None) -> tuple[str, str]:
-    pack = constraint.pack_constraint if constraint else None
-    return ((pack.required or ""), (pack.preferred or "")) if pack else ("", "")
+def _listed(group: GroupSpec, pods: Mapping[str, PodInfo]) -> Group:
+    """Return the tree with the pods that its leaves list."""
+    listed = {
+        leaf.name: [found for key in leaf.pods if (found := pods.get(key)) is not None]
+        for leaf in group.leaves()
+    }
+    return _grown(group, listed)
 
 
-def _waiting(podgang: PodGang, leaves: dict[str, Group], pods: Mapping[str, PodInfo]) -> str:
-    """Return why the gang cannot be judged yet. One that runs already is not held up."""
-    short = [g for g in leaves.values() if g.missing > len(g.pending)]
-    if short:
-        first = short[0]
-        have = len(first.active) + len(first.pending)
-        return f"waits for pods of group {first.name}: {have} of {first.minimum} can be placed"
-    if any(leaf.active for leaf in leaves.values()):
+def _grown(group: GroupSpec, members: Mapping[str, Sequence[PodInfo]]) -> Group:
+    children = tuple(_grown(child, members) for child in group.children)
+    found = () if children else members.get(group.name, ())
+    mine = sorted(found, key=lambda p: (p.created, p.key))
+    return Group(
+        group.name,
+        group.required,
+        group.preferred,
+        children,
+        group.minimum,
+        active=tuple(p for p in mine if p.state == "active"),
+        pending=tuple(p for p in mine if p.state == "pending" and p.ours),
+    )
+
+
+def _short(leaves: Sequence[Group]) -> str:
+    """Return which leaf has too few pods to ever have its minimum."""
+    short = [leaf for leaf in leaves if leaf.missing > len(leaf.pending)]
+    if not short:
         return ""
-    listed = [f"{r.namespace}/{r.name}" for g in podgang.spec.pod_groups for r in g.pod_references]
+    have = len(short[0].active) + len(short[0].pending)
+    return f"waits for pods of group {short[0].name}: {have} of {short[0].minimum} can be placed"
+
+
+def _absent(spec: GangSpec, leaves: Sequence[Group], pods: Mapping[str, PodInfo]) -> str:
+    """Return which listed pods do not exist yet. A gang that runs already is not held up."""
+    if any(leaf.active for leaf in leaves):
+        return ""
+    listed = [key for leaf in spec.root.leaves() for key in leaf.pods]
     absent = [key for key in listed if key not in pods]
     if absent:
         return f"waits for {len(absent)} of {len(listed)} listed pods, such as {absent[0]}"

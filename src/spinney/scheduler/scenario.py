@@ -1,13 +1,15 @@
-"""A cluster and its gangs, written by hand: the format of scheduling tables and of what-ifs.
+"""A cluster and its gangs, written by hand: where tables, snapshots and what-ifs start from.
 
-A scenario names nodes, topology levels, gangs with their tree and single pods in a few lines, and
-becomes the same API objects that a real cluster would report, in a `Cache`. Pods are named
-``<gang>-<group>-<number>``; what is older comes first in the document.
+The lines of a `spinney.scheduler.snapshot_format.Scenario` become the same API objects that a real
+cluster would report, in a `Cache`. Pods are named ``<gang>-<group>-<number>``; what is older comes
+first in the document. A gang of at most three levels without minimums of inner groups is a
+PodGang; any other tree is a PodGroup with sub-groups.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -24,271 +26,254 @@ from spinney.api.podgang import (
     PodGangSpec,
     TopologyConstraintGroupConfig,
 )
-from spinney.api.quantity import parse_quantity
-from spinney.api.queue import (
-    PREEMPTIBILITY,
-    QUEUE,
-    Queue,
-    QueueResource,
-    QueueResources,
-    QueueSpec,
+from spinney.api.podgroup import (
+    POD_GROUP_NAME,
+    SUB_GROUP,
+    GroupTopology,
+    PodGroup,
+    PodGroupSpec,
+    SubGroup,
+    UpstreamPodGroup,
+    Workload,
 )
+from spinney.api.quantity import parse_quantity
+from spinney.api.queue import PREEMPTIBILITY, QUEUE, Queue, QueueResource, QueueResources, QueueSpec
 from spinney.errors import BadInputError
 from spinney.scheduler.cache import Cache
+from spinney.scheduler.snapshot_format import (
+    GangLine,
+    PodLine,
+    PodsLine,
+    QueueLine,
+    Scenario,
+    ShareLine,
+    TopologyLine,
+    numbered,
+    scenario,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+
+    from spinney.scheduler.snapshot_format import Amount, NodeLine
+
+__all__ = ["NAMESPACE", "Objects", "fill", "nodes", "objects", "podgang", "pods", "scenario"]
+
+T = TypeVar("T", Node, Pod)
 
 GPU = "nvidia.com/gpu"
-NAMESPACE = "default"
-
-Amount = str | int | float
-
-
-class _Part(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    pass
+GPU_MEMORY = "nvidia.com/gpu.memory"
+NAMESPACE = names.DEFAULT_NAMESPACE
+TOPOLOGY = "cluster"
 
 
-class NodeLine(_Part):
-    """One node, or several alike."""
+@dataclass(frozen=True, slots=True)
+class Objects:
+    """The API objects that a scenario stands for."""
 
-    name: str
-    count: int = 1
-    """With more than one, they are named ``<name>-0``, ``<name>-1``, ..."""
-    gpus: int = 0
-    cpu: Amount = 64
-    memory: Amount = "512Gi"
-    pods: int = 110
-    labels: dict[str, str] = {}
-    allocatable: dict[str, Amount] = {}
-    """Further resources."""
-    spec: dict[str, Any] = {}
-    ready: bool = True
+    topologies: list[ClusterTopologyBinding] = field(default_factory=list)
+    nodes: list[Node] = field(default_factory=list)
+    classes: list[PriorityClass] = field(default_factory=list)
+    queues: list[Queue] = field(default_factory=list)
+    gangs: list[PodGang] = field(default_factory=list)
+    groups: list[PodGroup] = field(default_factory=list)
+    upstream: list[UpstreamPodGroup] = field(default_factory=list)
+    workloads: list[Workload] = field(default_factory=list)
+    pods: list[Pod] = field(default_factory=list)
 
-
-class PodsLine(_Part):
-    """Pods of one template."""
-
-    name: str
-    pods: int = 1
-    """How many there are to place, beside those on nodes."""
-    gpus: int = 0
-    cpu: Amount = 0
-    memory: Amount = 0
-    requests: dict[str, Amount] = {}
-    """Further resources."""
-    sizes: list[int] = []
-    """GPUs of each pod to place, where they differ; then ``pods`` and ``gpus`` are not used."""
-    on: list[str] = []
-    """The nodes of pods that run already."""
-    leaving: list[str] = []
-    """The nodes of pods that are being deleted."""
-    gated: int = 0
-    absent: int = 0
-    """Pods that the gang lists and that do not exist yet."""
-    labels: dict[str, str] = {}
-    spec: dict[str, Any] = {}
-    priority: int | None = None
-    scheduler: str = names.SPINNEY_SCHEDULER
-
-    minimum: int | None = None
-    """In a gang: how many it needs; all that the gang lists unless given."""
-    required: str | None = None
-    preferred: str | None = None
-    within: str = ""
-    """In a gang: the constraint group it is in."""
+    def put_into(self, cache: Cache) -> None:
+        """Tell *cache* of all of them."""
+        for topology in self.topologies:
+            cache.set_topology(topology)
+        for node in self.nodes:
+            cache.set_node(node)
+        for found in self.classes:
+            cache.set_priority_class(found)
+        for queue in self.queues:
+            cache.set_queue(queue)
+        for gang in self.gangs:
+            cache.set_gang(gang)
+        for group in self.groups:
+            cache.set_podgroup(group)
+        for upstream in self.upstream:
+            cache.set_upstream_group(upstream)
+        for workload in self.workloads:
+            cache.set_workload(workload)
+        for pod in self.pods:
+            cache.set_pod(pod)
 
 
-class ConstraintLine(_Part):
-    """A constraint over several groups of a gang."""
-
-    name: str
-    required: str | None = None
-    preferred: str | None = None
-
-
-class GangLine(_Part):
-    """A gang with its groups."""
-
-    name: str
-    groups: list[PodsLine]
-    priority: int = 0
-    required: str | None = None
-    preferred: str | None = None
-    constraints: list[ConstraintLine] = []
-    base: str = ""
-    """The gang it was scaled out from."""
-    queue: str = ""
-    preemptible: bool | None = None
-    """Whatever its priority."""
-    started: str = ""
-    """When its pods came to their nodes; their creation unless given."""
-
-
-class ShareLine(_Part, frozen=True):
-    """A queue's part of one resource, in GPUs, cores or bytes; -1 is unlimited."""
-
-    quota: Amount = -1
-    limit: Amount = -1
-    weight: float = 1
-
-
-class QueueLine(_Part):
-    """A queue; what it does not say is not restricted."""
-
-    name: str
-    parent: str = ""
-    priority: int = 100
-    gpus: ShareLine = ShareLine()
-    cpu: ShareLine = ShareLine()
-    memory: ShareLine = ShareLine()
-    preempt_min_runtime: str | None = None
-    reclaim_min_runtime: str | None = None
-
-
-class Scenario(_Part):
-    """All that a scheduling cycle looks at."""
-
-    nodes: list[NodeLine] = []
-    levels: list[str] = []
-    """Label keys from broad to narrow."""
-    queues: list[QueueLine] = []
-    gangs: list[GangLine] = []
-    pods: list[PodsLine] = []
-
-
-def scenario(document: dict[str, Any]) -> Scenario:
-    """Return the scenario that *document* describes; raise BadInputError naming the field."""
-    try:
-        return msgspec.convert(document, Scenario)
-    except msgspec.ValidationError as error:
-        raise BadInputError(f"scenario: {error}") from error
+def objects(found: Scenario) -> Objects:
+    """Return all of *found* as API objects."""
+    result = Objects(
+        topologies=_topologies(found),
+        nodes=list(nodes(found)),
+        classes=list(_classes(found)),
+        queues=[queue_object(queue, at) for at, queue in enumerate(found.queues)],
+    )
+    for at, gang in enumerate(found.gangs):
+        if is_podgang(gang):
+            result.gangs.append(podgang(gang, at))
+        else:
+            result.groups.append(podgroup(gang, at))
+        for path, leaf in leaves(gang.groups):
+            result.pods.extend(pods(leaf, at, gang, path))
+    for at, line in enumerate(found.pods):
+        result.pods.extend(pods(line, len(found.gangs) + at))
+    return result
 
 
 def fill(found: Scenario, cache: Cache | None = None) -> Cache:
     """Put all of the scenario into *cache*, or into a new one, and return it."""
     cache = cache or Cache()
-    if found.levels:
-        cache.set_topology(_topology(found.levels))
-    for node in nodes(found):
-        cache.set_node(node)
-    for at, queue in enumerate(found.queues):
-        cache.set_queue(queue_object(queue, at))
-    for at, gang in enumerate(found.gangs):
-        if gang.priority:
-            value = PriorityClass(
-                metadata=ObjectMeta(name=f"p{gang.priority}"), value=gang.priority
-            )
-            cache.set_priority_class(value)
-        cache.set_gang(podgang(gang, at))
-        for group in gang.groups:
-            for pod in pods(group, at, gang):
-                cache.set_pod(pod)
-    for at, line in enumerate(found.pods):
-        for pod in pods(line, len(found.gangs) + at):
-            cache.set_pod(pod)
+    objects(found).put_into(cache)
     return cache
 
 
-def _topology(levels: list[str]) -> ClusterTopologyBinding:
-    named = [TopologyLevel(domain="rack", key=key) for key in levels]
-    return ClusterTopologyBinding(
-        metadata=ObjectMeta(name="cluster"), spec=ClusterTopologyBindingSpec(levels=named)
-    )
+def _topologies(found: Scenario) -> list[ClusterTopologyBinding]:
+    lines = [*found.topologies]
+    lines += [TopologyLine(name=TOPOLOGY, levels=found.levels)] if found.levels else []
+    return [
+        ClusterTopologyBinding(
+            metadata=ObjectMeta(name=line.name),
+            spec=ClusterTopologyBindingSpec(
+                levels=[
+                    TopologyLevel(domain=domain, key=key)
+                    for domain, key in zip(
+                        line.domains or map(domain_of, line.levels), line.levels, strict=True
+                    )
+                ]
+            ),
+        )
+        for line in lines
+    ]
+
+
+def domain_of(key: str) -> str:
+    """Return what a manifest calls the level of a node label key, unless a topology says it."""
+    last = key.rpartition("/")[2]
+    return "host" if last == "hostname" else last
+
+
+def _classes(found: Scenario) -> Iterator[PriorityClass]:
+    for line in found.priority_classes:
+        yield PriorityClass(
+            metadata=ObjectMeta(name=line.name),
+            value=line.value,
+            global_default=line.global_default,
+        )
+    for value in sorted({gang.priority for gang in found.gangs} - {0}):
+        yield PriorityClass(metadata=ObjectMeta(name=f"p{value}"), value=value)
+
+
+# Nodes
 
 
 def nodes(found: Scenario) -> Iterator[Node]:
     """Yield the nodes as API objects."""
     for line in found.nodes:
-        allocatable = {"cpu": line.cpu, "memory": line.memory, "pods": line.pods}
-        allocatable |= {GPU: line.gpus} if line.gpus else {}
-        for at in range(line.count):
-            name = line.name if line.count == 1 else f"{line.name}-{at}"
-            yield msgspec.convert(
-                {
-                    "metadata": {
-                        "name": name,
-                        "labels": {"kubernetes.io/hostname": name, **line.labels},
-                    },
-                    "spec": line.spec,
-                    "status": {
-                        "allocatable": {**allocatable, **line.allocatable},
-                        "conditions": [{"type": "Ready", "status": str(line.ready)}],
-                    },
-                },
-                Node,
-            )
+        for name in numbered(line):
+            yield _converted(f"node {name}", _node(line, name), Node)
+
+
+def _node(line: NodeLine, name: str) -> dict[str, Any]:
+    allocatable = {"cpu": line.cpu, "memory": line.memory, "pods": line.pods}
+    allocatable |= {GPU: line.gpus} if line.gpus else {}
+    labels = {"kubernetes.io/hostname": name, **line.labels}
+    labels |= {GPU_MEMORY: str(line.gpu_memory)} if line.gpu_memory else {}
+    spec: dict[str, Any] = {"unschedulable": line.unschedulable}
+    if line.taints:
+        spec["taints"] = [{"key": t.key, "value": t.value, "effect": t.effect} for t in line.taints]
+    return {
+        "metadata": {"name": name, "labels": labels},
+        "spec": spec | line.spec,
+        "status": {
+            "allocatable": {**allocatable, **line.allocatable},
+            "conditions": [{"type": "Ready", "status": str(line.ready)}],
+        },
+    }
+
+
+# Gangs
+
+
+def leaves(groups: Iterable[PodsLine], above: str = "") -> Iterator[tuple[str, PodsLine]]:
+    """Yield the groups that hold pods, each with its path in the tree: ``replica-0-prefill``."""
+    for line in groups:
+        path = f"{above}-{line.name}" if above else line.name
+        if line.groups:
+            yield from leaves(line.groups, path)
+        else:
+            yield path, line
+
+
+def is_podgang(line: GangLine) -> bool:
+    """Tell whether a PodGang can say what *line* says."""
+    inner = [group for group in line.groups if group.groups]
+    if line.minimum is not None or any(g.minimum is not None for g in inner):
+        return False
+    return not any(below.groups for group in inner for below in group.groups)
 
 
 def podgang(line: GangLine, age: int = 0) -> PodGang:
     """Return the gang as an API object; a larger *age* means younger."""
     configs = [
-        TopologyConstraintGroupConfig(
-            name=found.name,
-            pod_group_names=[g.name for g in line.groups if g.within == found.name],
-            topology_constraint=_constraint(found.required, found.preferred),
-        )
+        _config(found.name, found, [g.name for g in line.groups if g.within == found.name])
         for found in line.constraints
     ]
+    configs += [
+        _config(group.name, group, [path for path, _ in leaves([group])])
+        for group in line.groups
+        if group.groups
+    ]
     return PodGang(
-        metadata=ObjectMeta(
-            name=line.name,
-            namespace=NAMESPACE,
-            labels=_gang_labels(line),
-            creation_timestamp=_created(age),
-            uid=line.name,
-        ),
+        metadata=_gang_metadata(line, age),
         spec=PodGangSpec(
-            pod_groups=[_group(line, group) for group in line.groups],
+            pod_groups=[_group(line, path, leaf) for path, leaf in leaves(line.groups)],
             topology_constraint=_constraint(line.required, line.preferred),
             topology_constraint_group_configs=configs,
-            priority_class_name=f"p{line.priority}" if line.priority else "",
+            priority_class_name=_priority_class(line),
         ),
     )
 
 
-def queue_object(line: QueueLine, age: int = 0) -> Queue:
-    """Return the queue as an API object; a larger *age* means younger."""
-
-    def part(share: ShareLine, unit: float) -> QueueResource:
-        quota, limit = (float(parse_quantity(v)) for v in (share.quota, share.limit))
-        return QueueResource(
-            quota if quota < 0 else quota * unit,
-            share.weight,
-            limit if limit < 0 else limit * unit,
-        )
-
-    return Queue(
-        metadata=ObjectMeta(name=line.name, creation_timestamp=_created(age)),
-        spec=QueueSpec(
-            parent_queue=line.parent,
-            priority=line.priority,
-            preempt_min_runtime=line.preempt_min_runtime,
-            reclaim_min_runtime=line.reclaim_min_runtime,
-            resources=QueueResources(
-                part(line.gpus, 1), part(line.cpu, 1000), part(line.memory, 1e-6)
-            ),
-        ),
+def _gang_metadata(line: GangLine, age: int) -> ObjectMeta:
+    annotations = {names.TOPOLOGY_NAME: line.topology} if line.topology else {}
+    return ObjectMeta(
+        name=line.name,
+        namespace=line.namespace,
+        labels=_queue_labels(line),
+        annotations=annotations | line.annotations,
+        creation_timestamp=line.created or created(age),
+        uid=line.name,
     )
 
 
-def _gang_labels(line: GangLine) -> dict[str, str]:
+def _priority_class(line: GangLine) -> str:
+    return line.priority_class or (f"p{line.priority}" if line.priority else "")
+
+
+def _queue_labels(line: GangLine | PodsLine) -> dict[str, str]:
     labels = {QUEUE: line.queue} if line.queue else {}
     if line.preemptible is not None:
         labels[PREEMPTIBILITY] = "preemptible" if line.preemptible else "non-preemptible"
     return labels
 
 
-def _group(gang: GangLine, line: PodsLine) -> GangPodGroup:
-    listed = [
-        *_names(line, gang),
-        *(f"{gang.name}-{line.name}-absent{n}" for n in range(line.absent)),
-    ]
-    minimum = len(listed) - len(line.leaving) if line.minimum is None else line.minimum
+def _config(name: str, found: Any, members: list[str]) -> TopologyConstraintGroupConfig:
+    return TopologyConstraintGroupConfig(
+        name=name,
+        pod_group_names=members,
+        topology_constraint=_constraint(found.required, found.preferred),
+    )
+
+
+def _group(gang: GangLine, path: str, line: PodsLine) -> GangPodGroup:
+    listed = _listed(line, f"{gang.name}-{path}")
     return GangPodGroup(
-        name=line.name,
-        pod_references=[NamespacedName(namespace=NAMESPACE, name=name) for name in listed],
-        min_replicas=minimum,
+        name=path,
+        pod_references=[NamespacedName(namespace=gang.namespace, name=name) for name in listed],
+        min_replicas=_minimum(line),
         topology_constraint=_constraint(line.required, line.preferred),
     )
 
@@ -301,54 +286,198 @@ def _constraint(required: str | None, preferred: str | None) -> GangTopologyCons
     )
 
 
-def _names(line: PodsLine, gang: GangLine | None) -> list[str]:
-    prefix = f"{gang.name}-{line.name}" if gang else line.name
-    total = (len(line.sizes) or line.pods) + line.gated + len(line.on) + len(line.leaving)
-    return [prefix] if gang is None and total == 1 else [f"{prefix}-{n}" for n in range(total)]
+def podgroup(line: GangLine, age: int = 0) -> PodGroup:
+    """Return a gang of any depth as an API object; a larger *age* means younger."""
+    return PodGroup(
+        metadata=_gang_metadata(line, age),
+        spec=PodGroupSpec(
+            min_sub_group=line.minimum,
+            queue=line.queue,
+            priority_class_name=_priority_class(line),
+            topology_constraint=_levels(line, line.topology),
+            sub_groups=list(_sub_groups(line.groups)),
+        ),
+    )
 
 
-def pods(line: PodsLine, age: int = 0, gang: GangLine | None = None) -> Iterator[Pod]:
-    """Yield the pods as API objects: to place, gated, running, leaving, in this order."""
-    waiting = len(line.sizes) or line.pods
-    placed = [""] * (waiting + line.gated) + line.on + line.leaving
-    for number, (name, node) in enumerate(zip(_names(line, gang), placed, strict=True)):
-        gpus = line.sizes[number] if number < len(line.sizes) else line.gpus
-        raw = _pod(line, name, gpus, gang, age)
-        if node:
-            raw["spec"]["nodeName"] = node
-            if gang is not None and gang.started:
-                raw["status"]["startTime"] = gang.started
-        elif number >= waiting:
-            raw["spec"]["schedulingGates"] = [{"name": names.POD_GANG_GATE}]
-        if number >= waiting + line.gated + len(line.on):
-            raw["metadata"]["deletionTimestamp"] = _created(age)
-        yield msgspec.convert(raw, Pod)
+def _sub_groups(groups: Iterable[PodsLine], above: str = "") -> Iterator[SubGroup]:
+    for line in groups:
+        path = f"{above}-{line.name}" if above else line.name
+        yield SubGroup(
+            name=path,
+            parent=above or None,
+            min_member=None if line.groups else _minimum(line),
+            min_sub_group=line.minimum if line.groups else None,
+            topology_constraint=_levels(line),
+        )
+        yield from _sub_groups(line.groups, path)
 
 
-def _pod(line: PodsLine, name: str, gpus: int, gang: GangLine | None, age: int) -> dict[str, Any]:
-    requests: dict[str, Amount] = {"cpu": line.cpu, "memory": line.memory, GPU: gpus}
-    requests = {key: value for key, value in requests.items() if value} | line.requests
-    labels = dict(line.labels)
-    if gang is not None:
+def _levels(line: GangLine | PodsLine, topology: str = "") -> GroupTopology | None:
+    if not (line.required or line.preferred or topology):
+        return None
+    return GroupTopology(
+        topology=topology,
+        required_topology_level=line.required or "",
+        preferred_topology_level=line.preferred or "",
+    )
+
+
+# Pods
+
+
+def _lines(line: PodsLine) -> list[PodLine]:
+    """Return the pods of a group, each on its own: to place, gated, running, leaving."""
+    if isinstance(line.pods, list):
+        return line.pods
+    waiting = [PodLine(gpus=size) for size in line.sizes] or [PodLine()] * line.pods
+    return [
+        *waiting,
+        *[PodLine(state="gated")] * line.gated,
+        *(PodLine(state="running", node=node) for node in line.on),
+        *(PodLine(state="leaving", node=node) for node in line.leaving),
+    ]
+
+
+def _listed(line: PodsLine, prefix: str) -> list[str]:
+    """Return the names of all pods of a group of a gang, absent ones included."""
+    found = [pod.name or f"{prefix}-{at}" for at, pod in enumerate(_lines(line))]
+    return [*found, *(f"{prefix}-absent{at}" for at in range(line.absent))]
+
+
+def _minimum(line: PodsLine) -> int:
+    if line.minimum is not None:
+        return line.minimum
+    gone = ("leaving", "succeeded", "failed")
+    return sum(pod.state not in gone for pod in _lines(line)) + line.absent
+
+
+def pods(
+    line: PodsLine, age: int = 0, gang: GangLine | None = None, path: str = ""
+) -> Iterator[Pod]:
+    """Yield the pods of *line*, at *path* in the tree of *gang*, as API objects."""
+    prefix = f"{gang.name}-{path or line.name}" if gang else line.name
+    found = _lines(line)
+    alone = gang is None and len(found) == 1
+    for number, pod in enumerate(found):
+        if pod.state != "absent":
+            name = pod.name or (prefix if alone else f"{prefix}-{number}")
+            raw = _pod(line, pod, name, gang, path or line.name, age)
+            yield _converted(f"pod {name}", raw, Pod)
+
+
+def _pod(
+    line: PodsLine, pod: PodLine, name: str, gang: GangLine | None, path: str, age: int
+) -> dict[str, Any]:
+    born = (gang.created if gang else line.created) or created(age)
+    labels, annotations = _marks(line, pod, gang, path)
+    metadata = {
+        "name": name,
+        "namespace": gang.namespace if gang else line.namespace,
+        "uid": name,
+        "labels": labels,
+        "annotations": annotations,
+        "creationTimestamp": born,
+    }
+    if pod.state == "leaving":
+        metadata["deletionTimestamp"] = born
+    status: dict[str, Any] = {}
+    if pod.state in ("succeeded", "failed"):
+        status["phase"] = pod.state.capitalize()
+    started = pod.started or (gang.started if gang else "")
+    if pod.node and started:
+        status["startTime"] = started
+    return {"metadata": metadata, "spec": _pod_spec(line, pod), "status": status}
+
+
+def _pod_spec(line: PodsLine, pod: PodLine) -> dict[str, Any]:
+    priority = line.priority if pod.priority is None else pod.priority
+    container: dict[str, Any] = {"name": "main", "resources": {"requests": _requests(line, pod)}}
+    ports = line.host_ports if pod.host_ports is None else pod.host_ports
+    if ports:
+        container["ports"] = [_host_port(port) for port in ports]
+    spec: dict[str, Any] = {"schedulerName": line.scheduler, "containers": [container]}
+    if priority is not None:
+        spec["priority"] = priority
+    if line.priority_class:
+        spec["priorityClassName"] = line.priority_class
+    if pod.node:
+        spec["nodeName"] = pod.node
+    if pod.state == "gated":
+        spec["schedulingGates"] = [{"name": names.POD_GANG_GATE}]
+    return {**spec, **line.spec, **pod.spec}
+
+
+def _host_port(port: int | str) -> dict[str, Any]:
+    number, _, protocol = str(port).partition("/")
+    return {"containerPort": int(number), "hostPort": int(number), "protocol": protocol or "TCP"}
+
+
+def _requests(line: PodsLine, pod: PodLine) -> dict[str, Amount]:
+    found: dict[str, Amount] = {
+        "cpu": line.cpu if pod.cpu is None else pod.cpu,
+        "memory": line.memory if pod.memory is None else pod.memory,
+        GPU: line.gpus if pod.gpus is None else pod.gpus,
+    }
+    further = line.requests if pod.requests is None else pod.requests
+    return {key: value for key, value in found.items() if value} | further
+
+
+def _marks(
+    line: PodsLine, pod: PodLine, gang: GangLine | None, path: str
+) -> tuple[dict[str, str], dict[str, str]]:
+    labels = {**line.labels, **pod.labels}
+    annotations = {**line.annotations, **pod.annotations}
+    if gang is None:
+        labels |= _queue_labels(line)
+    elif is_podgang(gang):
         labels[names.POD_GANG] = gang.name
         labels |= {names.BASE_POD_GANG: gang.base} if gang.base else {}
-    return {
-        "metadata": {
-            "name": name,
-            "namespace": NAMESPACE,
-            "uid": name,
-            "labels": labels,
-            "creationTimestamp": _created(age),
-        },
-        "spec": {
-            "schedulerName": line.scheduler,
-            "containers": [{"name": "main", "resources": {"requests": requests}}],
-            **({"priority": line.priority} if line.priority is not None else {}),
-            **line.spec,
-        },
-        "status": {},
-    }
+    else:
+        labels[SUB_GROUP] = path
+        labels |= _queue_labels(gang)
+        annotations[POD_GROUP_NAME] = gang.name
+    return labels, annotations
 
 
-def _created(age: int) -> str:
-    return f"2026-01-01T{age // 3600:02d}:{age // 60 % 60:02d}:{age % 60:02d}Z"
+# Queues
+
+
+def queue_object(line: QueueLine, age: int = 0) -> Queue:
+    """Return the queue as an API object; a larger *age* means younger."""
+
+    def part(share: ShareLine, unit: float) -> QueueResource:
+        quota, limit = (float(parse_quantity(v)) for v in (share.quota, share.limit))
+        return QueueResource(
+            quota=quota if quota < 0 else quota * unit,
+            over_quota_weight=share.weight,
+            limit=limit if limit < 0 else limit * unit,
+        )
+
+    return Queue(
+        metadata=ObjectMeta(name=line.name, creation_timestamp=line.created or created(age)),
+        spec=QueueSpec(
+            parent_queue=line.parent,
+            priority=line.priority,
+            preempt_min_runtime=line.preempt_min_runtime,
+            reclaim_min_runtime=line.reclaim_min_runtime,
+            resources=QueueResources(
+                gpu=part(line.gpus, 1),
+                cpu=part(line.cpu, 1000),
+                memory=part(line.memory, 1e-6),
+            ),
+        ),
+    )
+
+
+def _converted(what: str, raw: dict[str, Any], kind: type[T]) -> T:
+    try:
+        return msgspec.convert(raw, kind)
+    except msgspec.ValidationError as error:
+        raise BadInputError(f"{what}: {error}") from error
+
+
+def created(age: int) -> str:
+    """Return when the object at place *age* of its list came to be, a second after the last."""
+    hours, minutes, seconds = age // 3600, age // 60 % 60, age % 60
+    return f"2026-01-01T{hours:02d}:{minutes:02d}:{seconds:02d}Z"

@@ -123,6 +123,16 @@ def place(
     *topology* names the binding whose levels lie between preferred and required. *steps* bounds
     both passes where the configuration is more patient.
     """
+    outcome = _place(session, demand, topology, steps)
+    for other in demand.alternatives:
+        if outcome == "placed":
+            break
+        found = _place(session, other, topology, steps)
+        outcome = found if found == "placed" or outcome == "impossible" else outcome
+    return outcome
+
+
+def _place(session: Session, demand: Demand, topology: str, steps: int | None) -> Outcome:
     start = session.statement.checkpoint()
     config = session.config
     domain_steps = config.domain_steps if steps is None else min(steps, config.domain_steps)

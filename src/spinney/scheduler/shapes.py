@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from spinney.api.core import Container, Pod, PodSpec
+    from spinney.scheduler.sources.spec import GangSpec
 
 Requests = tuple[tuple[str, int], ...]
 """Resource names with amounts in thousandths, sorted by name, zeros left out."""
@@ -159,6 +160,13 @@ class PodInfo:
     created: str = ""
     started: str = ""
     """When it came to its node, as the API writes times; empty while it has none."""
+    succeeded: bool = False
+    """Whether it ended well."""
+
+    group: str = ""
+    """The leaf of its gang's tree, where the pod says it."""
+    implied: GangSpec | None = None
+    """Its gang, where only labels of pods describe it."""
 
     @property
     def namespace(self) -> str:

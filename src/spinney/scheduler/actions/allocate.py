@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from spinney.scheduler import search
 from spinney.scheduler.actions.turns import Turns
-from spinney.scheduler.demand import floor_demand, growth_demand
+from spinney.scheduler.demand import floor_demand, growth_demand, optional_groups
 from spinney.scheduler.queues.ledger import pods_amount
 from spinney.scheduler.reservations import spots_of
 from spinney.scheduler.verdict import Verdict
@@ -43,6 +43,8 @@ class _Growth:
     """By leaf."""
     failed: dict[tuple[str, int], tuple[Demand, search.Outcome]] = field(default_factory=dict)
     """Leaf and class of which not even one more pod fits."""
+    closed: list[PodInfo] = field(default_factory=list)
+    """Pods of groups that the gang can do without and that do not fit."""
     refusal: str = ""
     """Why the gang's queue takes on no more of it."""
 
@@ -258,12 +260,38 @@ def _pending(gang: Gang) -> tuple[str, ...]:
 def _grow(session: Session, gangs: Iterable[Gang], failures: _Failures) -> Iterator[Verdict]:
     growing = [_surplus(session, gang) for gang in gangs]
     for growth in growing:
+        _grow_groups(session, growth, failures)
+    for growth in growing:
         if growth.left and _at_floor(growth.gang):
             _grow_once(session, growth, failures, most=1)
     for growth in growing:
         while growth.left and _grow_once(session, growth, failures, most=None):
             pass
         yield _growth_verdict(growth, failures)
+
+
+def _grow_groups(session: Session, growth: _Growth, failures: _Failures) -> None:
+    """Place the groups that the gang can do without: each has its whole minimum or nothing."""
+    for group, demand in optional_groups(session, growth.gang):
+        refusal = session.refusal(growth.gang, demand)
+        known = failures.known(growth.gang.key, demand)
+        outcome: search.Outcome = "impossible"
+        if known is None and not refusal:
+            outcome = search.place(session, demand, growth.gang.topology)
+        names = {leaf.name for leaf in group.leaves()}
+        if outcome == "placed":
+            session.enter(growth.gang, demand)
+            for name in names & growth.left.keys():
+                placed = [p for p in growth.left[name] if p.key in session.statement.node_of]
+                _remove(growth, name, placed)
+            continue
+        if refusal:
+            growth.refusal = refusal
+        elif known is None:
+            failures.explained(demand, outcome, growth.gang)
+        for name in names & growth.left.keys():
+            growth.closed += growth.left.pop(name)
+            growth.failed[name, -1] = (demand, outcome)
 
 
 def _surplus(session: Session, gang: Gang) -> _Growth:
@@ -335,7 +363,7 @@ def _remove(growth: _Growth, leaf: str, pods: list[PodInfo]) -> None:
 
 
 def _growth_verdict(growth: _Growth, failures: _Failures) -> Verdict:
-    left = tuple(pod.key for pods in growth.left.values() for pod in pods)
+    left = tuple(pod.key for pods in (*growth.left.values(), growth.closed) for pod in pods)
     if not left:
         return Verdict(growth.gang.key, "placed")
     demand, _ = next(iter(growth.failed.values()))

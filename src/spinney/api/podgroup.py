@@ -1,0 +1,92 @@
+"""Pod groups of other schedulers' APIs: KAI's, with sub-groups, and the upstream ones.
+
+Spinney places what they describe; it writes none of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import msgspec
+
+from spinney.api.meta import ApiStruct, KubeObject
+from spinney.api.resource import Resource
+
+POD_GROUP_NAME = "pod-group-name"
+"""Pod annotation: the KAI PodGroup it belongs to."""
+SUB_GROUP = "kai.scheduler/subgroup-name"
+"""Pod label: the leaf of the PodGroup's tree it belongs to."""
+
+
+class GroupTopology(ApiStruct):
+    """How close the pods of a group have to be, or had better be, as node label keys."""
+
+    topology: str = ""
+    required_topology_level: str = ""
+    preferred_topology_level: str = ""
+
+
+class SubGroup(ApiStruct):
+    """One node of the tree below a PodGroup."""
+
+    name: str
+    parent: str | None = None
+    """The sub-group it is in; none: the PodGroup itself."""
+    min_member: int | None = None
+    """Of a leaf: how many pods it needs."""
+    min_sub_group: int | None = None
+    """Of a group with children: how many of them it needs; all unless given."""
+    topology_constraint: GroupTopology | None = None
+
+
+class PodGroupSpec(ApiStruct):
+    """What is placed together or not at all."""
+
+    min_member: int | None = None
+    min_sub_group: int | None = None
+    queue: str = ""
+    priority_class_name: str = ""
+    preemptibility: str = ""
+    topology_constraint: GroupTopology | None = None
+    sub_groups: list[SubGroup] = []
+
+
+class PodGroup(KubeObject):
+    """A gang as KAI Scheduler describes it."""
+
+    RESOURCE: ClassVar[Resource] = Resource(
+        "scheduling.run.ai", "v2alpha2", "PodGroup", "podgroups", short_names=("pg",)
+    )
+    spec: PodGroupSpec = msgspec.field(default_factory=PodGroupSpec)
+
+
+class WorkloadSpec(ApiStruct):
+    """The groups of a workload; each has a ``name`` and a ``policy``."""
+
+    pod_groups: list[dict[str, Any]] = []
+
+
+class Workload(KubeObject):
+    """The upstream description of a workload's gangs; pods name it in ``spec.workloadRef``."""
+
+    RESOURCE: ClassVar[Resource] = Resource(
+        "scheduling.k8s.io", "v1alpha1", "Workload", "workloads"
+    )
+    spec: WorkloadSpec = msgspec.field(default_factory=WorkloadSpec)
+
+
+class UpstreamPodGroupSpec(ApiStruct):
+    """The policy of one group, ``basic`` or ``gang`` with ``minCount``, and its constraints."""
+
+    scheduling_policy: dict[str, Any] = {}
+    scheduling_constraints: dict[str, Any] = {}
+    priority_class_name: str = ""
+
+
+class UpstreamPodGroup(KubeObject):
+    """The upstream gang; pods name it in ``spec.schedulingGroup.podGroupName``."""
+
+    RESOURCE: ClassVar[Resource] = Resource(
+        "scheduling.k8s.io", "v1alpha2", "PodGroup", "podgroups"
+    )
+    spec: UpstreamPodGroupSpec = msgspec.field(default_factory=UpstreamPodGroupSpec)

@@ -1,0 +1,41 @@
+"""A cluster's scheduling state, read once through the API."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+from spinney.api.core import Node, Pod, PriorityClass
+from spinney.api.grove import ClusterTopologyBinding
+from spinney.api.meta import KubeObject
+from spinney.api.podgang import PodGang
+from spinney.api.podgroup import PodGroup, UpstreamPodGroup, Workload
+from spinney.api.queue import Queue
+from spinney.kube.errors import NotFoundError
+from spinney.scheduler.scenario import Objects
+
+if TYPE_CHECKING:
+    from spinney.kube.client import KubeClient
+
+K = TypeVar("K", bound=KubeObject)
+
+
+async def read_cluster(client: KubeClient) -> Objects:
+    """Return what a scheduling cycle looks at. Kinds that the cluster does not have are none."""
+    return Objects(
+        topologies=await _all(client, ClusterTopologyBinding),
+        nodes=await _all(client, Node),
+        classes=await _all(client, PriorityClass),
+        queues=await _all(client, Queue),
+        gangs=await _all(client, PodGang),
+        groups=await _all(client, PodGroup),
+        upstream=await _all(client, UpstreamPodGroup),
+        workloads=await _all(client, Workload),
+        pods=await _all(client, Pod),
+    )
+
+
+async def _all(client: KubeClient, kind: type[K]) -> list[K]:
+    try:
+        return (await client.list(kind)).items
+    except NotFoundError:
+        return []

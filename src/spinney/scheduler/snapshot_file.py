@@ -1,0 +1,244 @@
+"""Snapshot files: read with every mistake named by its path, and described by a schema."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import yaml
+
+from spinney.api import quantity
+from spinney.clock import parse_rfc3339
+from spinney.errors import BadInputError
+from spinney.scheduler.config import SchedulerConfig
+from spinney.scheduler.offline import Report
+from spinney.scheduler.scenario import objects
+from spinney.scheduler.snapshot_format import (
+    ON_NODES,
+    GangLine,
+    PodLine,
+    PodsLine,
+    Scenario,
+    node_names,
+    scenario,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+FIRST_CYCLE = "2026-01-02T00:00:00Z"
+"""The time of the first cycle where a file does not say it."""
+MAX_PROBLEMS = 20
+"""Mistakes that one message names; a file with more has one cause."""
+
+_SCHEMA = "https://json-schema.org/draft/2020-12/schema"
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """YAML in which only true and false are booleans: a field may be called ``on``."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [found for found in resolvers if found[0] != "tag:yaml.org,2002:bool" or first in "tTfF"]
+    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
+}
+
+
+def read(text: str, source: str = "snapshot") -> Scenario:
+    """Return the snapshot in *text*, YAML or JSON; raise BadInputError that names every mistake."""
+    try:
+        document = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise BadInputError(f"{source}: not valid YAML: {error}") from error
+    if not isinstance(document, dict):
+        raise BadInputError(f"{source}: an object with nodes, gangs and pods wanted")
+    try:
+        found = scenario(document)
+    except BadInputError as error:
+        raise BadInputError(f"{source}: {error}") from error
+    wrong = list(problems(found))
+    if wrong:
+        more = [f"… and {len(wrong) - MAX_PROBLEMS} more"] if len(wrong) > MAX_PROBLEMS else []
+        lines = "\n".join(f"  {line}" for line in [*wrong[:MAX_PROBLEMS], *more])
+        raise BadInputError(f"{source}: {len(wrong)} mistakes:\n{lines}")
+    return found
+
+
+def first_cycle_s(found: Scenario) -> float:
+    """Return the time of the first cycle, in seconds since the epoch."""
+    return parse_rfc3339(found.now or FIRST_CYCLE)
+
+
+def read_config(text: str, source: str = "configuration") -> SchedulerConfig:
+    """Return the configuration in *text*, with fields in camelCase or with underscores."""
+    try:
+        document = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise BadInputError(f"{source}: not valid YAML: {error}") from error
+    if not isinstance(document, dict):
+        raise BadInputError(f"{source}: an object wanted, found {document!r}")
+    known = {_camel(f.name): f.name for f in dataclasses.fields(SchedulerConfig)}
+    fields: dict[str, Any] = {}
+    for key, value in document.items():
+        name = known.get(key) or (key if key in known.values() else None)
+        if name is None:
+            raise BadInputError(f"{source}: {key} is none of {', '.join(known)}")
+        fields[name] = value
+    if isinstance(fields.get("scores"), dict):
+        fields["scores"] = list(fields["scores"].items())
+    try:
+        return msgspec.convert(fields, SchedulerConfig)
+    except msgspec.ValidationError as error:
+        raise BadInputError(f"{source}: {error}") from error
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(word.capitalize() for word in rest)
+
+
+def write(found: Scenario) -> str:
+    """Return *found* as YAML that `read` reads; what has its default is left out."""
+    document = msgspec.to_builtins(found)
+    return yaml.safe_dump(
+        document, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None
+    )
+
+
+def snapshot_schema() -> dict[str, Any]:
+    """Return the JSON schema of snapshot files."""
+    return {"$schema": _SCHEMA, "title": "Spinney scheduling snapshot"} | msgspec.json.schema(
+        Scenario
+    )
+
+
+def report_schema() -> dict[str, Any]:
+    """Return the JSON schema of what ``spinney schedule -o json`` prints."""
+    return {"$schema": _SCHEMA, "title": "Spinney scheduling report"} | msgspec.json.schema(Report)
+
+
+# Mistakes that types do not show
+
+
+def problems(found: Scenario) -> Iterator[str]:
+    """Yield what is wrong with *found*, each with its path."""
+    nodes = set(node_names(found))
+    yield from _twice("nodes", node_names(found))
+    yield from _twice("gangs", (f"{g.namespace}/{g.name}" for g in found.gangs))
+    yield from _twice("queues", (q.name for q in found.queues))
+    yield from _times(found)
+    yield from _amounts_of(found)
+    classes = {line.name for line in found.priority_classes}
+    topologies = {line.name for line in found.topologies} | ({"cluster"} if found.levels else set())
+    for at, line in enumerate(found.topologies):
+        if line.domains and len(line.domains) != len(line.levels):
+            yield f"topologies[{at}].domains: one for each of the {len(line.levels)} levels wanted"
+    for at, gang in enumerate(found.gangs):
+        path = f"gangs[{at}]"
+        if not gang.groups:
+            yield f"{path}.groups: a gang has at least one group"
+        if gang.priority_class and gang.priority_class not in classes:
+            yield f"{path}.priorityClass: there is no priority class {gang.priority_class!r}"
+        if gang.topology and gang.topology not in topologies:
+            yield f"{path}.topology: there is no topology {gang.topology!r}"
+        yield from _twice(f"{path}.groups", (group.name for group in gang.groups))
+        yield from _groups(path, gang, gang.groups, nodes)
+    for at, pods in enumerate(found.pods):
+        path = f"pods[{at}]"
+        if pods.groups:
+            yield f"{path}.groups: only groups of a gang have groups"
+        if pods.priority_class and pods.priority_class not in classes:
+            yield f"{path}.priorityClass: there is no priority class {pods.priority_class!r}"
+        yield from _pods(path, pods, nodes)
+    try:
+        keys = [pod.key for pod in objects(found).pods]
+    except BadInputError as error:
+        yield str(error)
+    else:
+        yield from _twice("pods", keys)
+
+
+def _twice(path: str, names: Iterable[str]) -> Iterator[str]:
+    for name, count in Counter(names).items():
+        if count > 1:
+            yield f"{path}: {count} are named {name!r}; each needs its own name"
+
+
+def _times(found: Scenario) -> Iterator[str]:
+    times = [("now", found.now)]
+    for at, gang in enumerate(found.gangs):
+        times += [(f"gangs[{at}].created", gang.created), (f"gangs[{at}].started", gang.started)]
+    times += [(f"pods[{at}].created", line.created) for at, line in enumerate(found.pods)]
+    for path, text in times:
+        try:
+            parse_rfc3339(text or FIRST_CYCLE)
+        except ValueError:
+            yield f"{path}: {text!r} is no time; write one such as {FIRST_CYCLE}"
+
+
+def _amounts_of(found: Scenario) -> Iterator[str]:
+    for at, node in enumerate(found.nodes):
+        path = f"nodes[{at}]"
+        if node.count < 1:
+            yield f"{path}.count: {node.count} is less than 1"
+        yield from _quantities(path, {"cpu": node.cpu, "memory": node.memory})
+        yield from _quantities(f"{path}.allocatable", node.allocatable)
+    for at, queue in enumerate(found.queues):
+        for name in ("gpus", "cpu", "memory"):
+            share = getattr(queue, name)
+            yield from _quantities(
+                f"queues[{at}].{name}", {"quota": share.quota, "limit": share.limit}
+            )
+
+
+def _quantities(path: str, amounts: dict[str, Any]) -> Iterator[str]:
+    for name, amount in amounts.items():
+        try:
+            quantity.milli(amount if amount is not None else 0)
+        except BadInputError as error:
+            yield f"{path}.{name}: {error}"
+
+
+def _groups(path: str, gang: GangLine, groups: list[PodsLine], nodes: set[str]) -> Iterator[str]:
+    constraints = {line.name for line in gang.constraints}
+    for at, group in enumerate(groups):
+        here = f"{path}.groups[{at}]"
+        if group.within and group.within not in constraints:
+            yield f"{here}.within: the gang has no constraint {group.within!r}"
+        if not group.groups:
+            yield from _pods(here, group, nodes)
+            continue
+        if group.within:
+            yield f"{here}.within: write the constraint in the group that has groups"
+        if group.pods != 1 or group.sizes or group.on or group.leaving:
+            yield f"{here}: a group has groups or pods, not both"
+        if (group.minimum or 0) > len(group.groups):
+            yield f"{here}.minimum: {group.minimum} is more than its {len(group.groups)} groups"
+        yield from _twice(f"{here}.groups", (below.name for below in group.groups))
+        yield from _groups(here, gang, group.groups, nodes)
+
+
+def _pods(path: str, line: PodsLine, nodes: set[str]) -> Iterator[str]:
+    yield from _quantities(path, {"cpu": line.cpu, "memory": line.memory, **line.requests})
+    for field in ("on", "leaving"):
+        for node in getattr(line, field):
+            if node not in nodes:
+                yield f"{path}.{field}: there is no node {node!r}"
+    if not isinstance(line.pods, list):
+        return
+    if line.sizes or line.on or line.leaving or line.gated:
+        yield f"{path}.pods: with a list of pods, sizes, on, leaving and gated have no use"
+    for at, pod in enumerate(line.pods):
+        yield from _pod(f"{path}.pods[{at}]", pod, nodes)
+
+
+def _pod(path: str, pod: PodLine, nodes: set[str]) -> Iterator[str]:
+    yield from _quantities(path, {"cpu": pod.cpu, "memory": pod.memory, **(pod.requests or {})})
+    if pod.state in ON_NODES and not pod.node:
+        yield f"{path}.node: a pod that is {pod.state} has a node"
+    if pod.node and pod.state in ("pending", "gated", "absent"):
+        yield f"{path}.state: a pod that is {pod.state} has no node; write state: running"
+    if pod.node and pod.node not in nodes:
+        yield f"{path}.node: there is no node {pod.node!r}"

@@ -1,0 +1,331 @@
+"""From a cluster's objects to a snapshot file: the reverse of `spinney.scheduler.scenario`.
+
+What is written has the pods' own names and all that placing looks at, and nothing else: no
+images, no environment, no secrets. Pods of other schedulers are kept where they are on nodes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from spinney.api import names
+from spinney.api.podgroup import POD_GROUP_NAME, SUB_GROUP
+from spinney.api.queue import PREEMPTIBILITY, QUEUE
+from spinney.clock import rfc3339
+from spinney.scheduler.scenario import GPU, GPU_MEMORY, domain_of
+from spinney.scheduler.shapes import PODS, amounts, requests_of
+from spinney.scheduler.snapshot_format import (
+    GangLine,
+    NodeLine,
+    PodLine,
+    PodsLine,
+    PriorityClassLine,
+    QueueLine,
+    Scenario,
+    ShareLine,
+    TaintLine,
+    TopologyLine,
+)
+from spinney.scheduler.sources.podgang import podgang_spec
+from spinney.scheduler.sources.podgroup import podgroup_spec, upstream_spec, workload_groups
+from spinney.scheduler.sources.pods import membership, workload_of
+from spinney.scheduler.sources.spec import GangSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from spinney.api.core import Node, Pod
+    from spinney.api.queue import Queue, QueueResource
+    from spinney.scheduler.scenario import Objects
+    from spinney.scheduler.snapshot_format import Amount, PodPhase
+    from spinney.scheduler.sources.spec import GroupSpec
+
+_HOSTNAME = "kubernetes.io/hostname"
+_GANG_LABELS = (names.POD_GANG, names.BASE_POD_GANG, SUB_GROUP, QUEUE, PREEMPTIBILITY)
+_SPEC_FIELDS = (
+    "node_selector",
+    "affinity",
+    "tolerations",
+    "topology_spread_constraints",
+    "host_network",
+)
+_ANNOTATIONS = ("kai.scheduler/", "gpu-", "leaderworkerset.sh/")
+_PLAIN = ("cpu", "memory", GPU, PODS)
+
+
+def scenario_of(found: Objects, now_s: float) -> Scenario:
+    """Return the state of *found*, at *now_s*, as a snapshot file has it."""
+    specs = gang_specs(found)
+    members: dict[str, list[Pod]] = {}
+    alone: list[Pod] = []
+    for pod in found.pods:
+        if not _matters(pod):
+            continue
+        gang = membership(pod).gang
+        if gang in specs:
+            members.setdefault(gang, []).append(pod)
+        else:
+            alone.append(pod)
+    labels = {gang.key: gang.labels for gang in found.gangs}
+    gangs = [
+        _gang(spec, members.get(key, []), labels.get(key, {}))
+        for key, spec in sorted(specs.items(), key=lambda item: (item[1].created, item[0]))
+    ]
+    return Scenario(
+        now=rfc3339(now_s),
+        nodes=[_node(node) for node in sorted(found.nodes, key=lambda n: n.name)],
+        topologies=[
+            _topology(t.name, {level.key: level.domain for level in t.spec.levels})
+            for t in found.topologies
+        ],
+        priority_classes=[
+            PriorityClassLine(name=c.name, value=c.value, global_default=c.global_default)
+            for c in found.classes
+        ],
+        queues=[_queue(queue) for queue in found.queues],
+        gangs=gangs,
+        pods=[_lone(pod) for pod in sorted(alone, key=lambda p: p.key)],
+    )
+
+
+def gang_specs(found: Objects) -> dict[str, GangSpec]:
+    """Return all gangs of *found* by key, whichever kind of object or label describes them."""
+    specs = [podgang_spec(gang) for gang in found.gangs]
+    specs += [podgroup_spec(group) for group in found.groups]
+    specs += [upstream_spec(group) for group in found.upstream]
+    result = {spec.key: spec for spec in specs}
+    groups = {workload.key: workload_groups(workload) for workload in found.workloads}
+    for pod in found.pods:
+        member = membership(pod)
+        if member.gang in result:
+            continue
+        if member.implied is not None:
+            result[member.gang] = member.implied
+        elif (owner := workload_of(member.gang)) and owner[1] in groups.get(owner[0], {}):
+            result[member.gang] = GangSpec(member.gang, groups[owner[0]][owner[1]])
+    return result
+
+
+def _matters(pod: Pod) -> bool:
+    if pod.status.phase in ("Succeeded", "Failed"):
+        return False
+    return bool(pod.spec.node_name) or not pod.deleting
+
+
+# Nodes and queues
+
+
+def _node(node: Node) -> NodeLine:
+    have = {key: _quantity(key, value) for key, value in amounts(node.status.allocatable).items()}
+    ready = next((c for c in node.status.conditions if c.get("type") == "Ready"), None)
+    labels = dict(node.labels)
+    if labels.get(_HOSTNAME) == node.name:
+        del labels[_HOSTNAME]
+    memory = labels.get(GPU_MEMORY, "")
+    if memory.isdigit():
+        del labels[GPU_MEMORY]
+    return NodeLine(
+        name=node.name,
+        gpus=_count(have.get(GPU, 0)),
+        gpu_memory=int(memory) if memory.isdigit() else 0,
+        cpu=have.get("cpu", 0),
+        memory=have.get("memory", 0),
+        pods=_count(have.get(PODS, 0)),
+        labels=labels,
+        taints=[
+            TaintLine(key=t.key, value=t.value, effect=t.effect)  # type: ignore[arg-type]
+            for t in node.spec.taints
+        ],
+        unschedulable=node.spec.unschedulable,
+        ready=ready is None or ready.get("status") == "True",
+        allocatable={key: value for key, value in have.items() if key not in _PLAIN},
+    )
+
+
+def _topology(name: str, levels: dict[str, str]) -> TopologyLine:
+    usual = all(domain_of(key) == domain for key, domain in levels.items())
+    domains = [] if usual else list(levels.values())
+    return TopologyLine(name=name, levels=list(levels), domains=domains)
+
+
+def _count(value: Amount) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _quantity(resource: str, milli: int) -> Amount:
+    """Return thousandths as a short quantity."""
+    if milli % 1000:
+        return f"{milli}m"
+    value = milli // 1000
+    for suffix, power in (("Gi", 30), ("Mi", 20), ("Ki", 10)):
+        if resource not in ("cpu", PODS) and value and value % (1 << power) == 0:
+            return f"{value >> power}{suffix}"
+    return value
+
+
+def _queue(queue: Queue) -> QueueLine:
+    spec, given = queue.spec, queue.spec.resources
+    return QueueLine(
+        name=queue.name,
+        parent=spec.parent_queue,
+        priority=100 if spec.priority is None else spec.priority,
+        gpus=_share(given.gpu if given else None, 1),
+        cpu=_share(given.cpu if given else None, 1000),
+        memory=_share(given.memory if given else None, 1e-6),
+        preempt_min_runtime=spec.preempt_min_runtime,
+        reclaim_min_runtime=spec.reclaim_min_runtime,
+        created=queue.metadata.creation_timestamp or "",
+    )
+
+
+def _share(found: QueueResource | None, unit: float) -> ShareLine:
+    if found is None:
+        return ShareLine()
+    quota, limit = (v if v < 0 else v / unit for v in (found.quota, found.limit))
+    return ShareLine(quota=quota, limit=limit, weight=found.over_quota_weight)
+
+
+# Gangs
+
+
+def _gang(spec: GangSpec, pods: list[Pod], labels: dict[str, str]) -> GangLine:
+    namespace, _, name = spec.key.partition("/")
+    every = {key: value for pod in pods for key, value in pod.labels.items()} | labels
+    by_leaf = _by_leaf(spec, pods)
+    root = spec.root
+    groups = [_group(child, by_leaf, "") for child in root.children]
+    word = every.get(PREEMPTIBILITY, "")
+    asked = {"preemptible": True, "non-preemptible": False}.get(word)
+    return GangLine(
+        name=(name.partition(":")[2] or name).replace("/", "-"),
+        namespace=namespace,
+        groups=groups or [_leaf(root, by_leaf.get(root.name, []), "pods")],
+        minimum=(root.minimum or None) if root.children else None,
+        priority_class=spec.priority_class,
+        required=(root.required or None) if root.children else None,
+        preferred=(root.preferred or None) if root.children else None,
+        topology=spec.topology,
+        base=every.get(names.BASE_POD_GANG, ""),
+        queue=spec.queue or every.get(QUEUE, ""),
+        preemptible=asked if spec.preemptible is None else spec.preemptible,
+        created=spec.created,
+    )
+
+
+def _by_leaf(spec: GangSpec, pods: list[Pod]) -> dict[str, list[PodLine]]:
+    leaves = list(spec.root.leaves())
+    if spec.lists_pods:
+        found = {pod.key: pod for pod in pods}
+        return {
+            leaf.name: [
+                _pod(found[key])
+                if key in found
+                else PodLine(name=key.partition("/")[2], state="absent")
+                for key in leaf.pods
+            ]
+            for leaf in leaves
+        }
+    result: dict[str, list[PodLine]] = {leaf.name: [] for leaf in leaves}
+    for pod in sorted(pods, key=lambda p: p.key):
+        group = membership(pod).group
+        result[group if group in result else leaves[0].name].append(_pod(pod))
+    return result
+
+
+def _group(spec: GroupSpec, by_leaf: Mapping[str, list[PodLine]], above: str) -> PodsLine:
+    name = spec.name.removeprefix(f"{above}-") if above else spec.name
+    if not spec.children:
+        return _leaf(spec, by_leaf.get(spec.name, []), name)
+    return PodsLine(
+        name=name,
+        groups=[_group(child, by_leaf, spec.name) for child in spec.children],
+        minimum=spec.minimum or None,
+        required=spec.required or None,
+        preferred=spec.preferred or None,
+    )
+
+
+def _leaf(spec: GroupSpec, pods: list[PodLine], name: str) -> PodsLine:
+    line = _together(name, pods)
+    line.minimum = spec.minimum
+    line.required, line.preferred = spec.required or None, spec.preferred or None
+    return line
+
+
+_OWN = ("name", "state", "node", "started")
+
+
+def _together(name: str, pods: list[PodLine]) -> PodsLine:
+    """Return a group of *pods*; what all of them have in common is written once."""
+    own = [{f: getattr(pod, f) for f in _OWN} for pod in pods]
+    kinds = [_template(pod) for pod in pods if pod.state != "absent"]
+    if kinds and all(kind == kinds[0] for kind in kinds):
+        alike = {key: value for key, value in kinds[0].items() if value is not None}
+        return PodsLine(name=name, pods=[PodLine(**line) for line in own], **alike)
+    return PodsLine(name=name, pods=pods)
+
+
+def _template(pod: PodLine) -> dict[str, Any]:
+    return {f: getattr(pod, f) for f in pod.__struct_fields__ if f not in _OWN}
+
+
+# Pods
+
+
+def _lone(pod: Pod) -> PodsLine:
+    line = _together(pod.name, [_pod(pod)])
+    line.namespace = pod.namespace
+    line.scheduler = pod.spec.scheduler_name
+    line.priority_class = pod.spec.priority_class_name
+    line.queue = pod.labels.get(QUEUE, "")
+    word = pod.labels.get(PREEMPTIBILITY, "")
+    line.preemptible = {"preemptible": True, "non-preemptible": False}.get(word)
+    line.created = pod.metadata.creation_timestamp or ""
+    return line
+
+
+def _pod(pod: Pod) -> PodLine:
+    spec = pod.spec
+    have = {key: _quantity(key, value) for key, value in requests_of(spec)}
+    raw = msgspec.to_builtins(spec)
+    fields = {f.encode_name: raw[f.encode_name] for f in _fields(spec) if f.encode_name in raw}
+    annotations = pod.metadata.annotations
+    return PodLine(
+        name=pod.name,
+        state=_state(pod),
+        node=spec.node_name,
+        started=(pod.status.start_time or "") if spec.node_name else "",
+        gpus=_count(have.get(GPU, 0)),
+        cpu=have.get("cpu", 0),
+        memory=have.get("memory", 0),
+        requests={key: value for key, value in have.items() if key not in _PLAIN},
+        host_ports=list(_host_ports(pod)),
+        labels={key: value for key, value in pod.labels.items() if key not in _GANG_LABELS},
+        annotations={
+            key: value
+            for key, value in annotations.items()
+            if key.startswith(_ANNOTATIONS) and key != POD_GROUP_NAME
+        },
+        spec=fields,
+        priority=spec.priority,
+    )
+
+
+def _fields(spec: Any) -> Iterable[msgspec.structs.FieldInfo]:
+    return (f for f in msgspec.structs.fields(spec) if f.name in _SPEC_FIELDS)
+
+
+def _state(pod: Pod) -> PodPhase:
+    if pod.spec.node_name:
+        return "leaving" if pod.deleting else "running"
+    return "gated" if pod.spec.scheduling_gates else "pending"
+
+
+def _host_ports(pod: Pod) -> Iterator[int | str]:
+    for container in (*pod.spec.init_containers, *pod.spec.containers):
+        for port in container.ports:
+            if port.host_port:
+                udp = port.protocol not in ("", "TCP")
+                yield f"{port.host_port}/{port.protocol}" if udp else port.host_port
