@@ -130,6 +130,8 @@ class FakeWorker:
         """Whether it knows ``return_token_ids``."""
         self.resumes = True
         """Whether it knows ``resume_token_ids``."""
+        self.cached_part: float | None = None
+        """How much of a prompt it says it found in its cache; None says nothing."""
         self.said_instead: list[str] | None = None
         """Words that it answers in place of the right ones."""
         self.faults_left = 10**9
@@ -212,6 +214,9 @@ class FakeWorker:
         self.fabric.blocks[handle] = words(seen.body, 1)[0]
         params = {"do_remote_prefill": True, "remote_request_id": handle}
         answer = {"id": "x", "kv_transfer_params": None if fault == "no-handle" else params}
+        if self.cached_part is not None:
+            details = {"cached_tokens": int(1000 * self.cached_part)}
+            answer["usage"] = {"prompt_tokens": 1000, "prompt_tokens_details": details}
         await _answer(send, 200, answer)
 
     def _fetch(self, params: dict[str, Any], seen: Seen) -> bool:
@@ -398,6 +403,7 @@ async def fleet(
     limits: Limits = QUICK,
     policy: Policy | None = None,
     seed: int = 1,
+    parts: dict[str, Any] | None = None,
     **changes: Any,
 ) -> AsyncIterator[Fleet]:
     """Run workers named p0, p1, d0 … or b0, as *roles* says, with a router before them."""
@@ -408,7 +414,10 @@ async def fleet(
         made.workers[name] = FakeWorker(name, kinds[letter], made.fabric, "m")
         await made.workers[name].server.start()
     limits = replace(limits, **changes)
-    source = StaticWorkers(worker.worker for worker in made.workers.values())
+    source = StaticWorkers(
+        replace(worker.worker, kv_events=f"events-of-{name}")
+        for name, worker in made.workers.items()
+    )
     async with HttpUpstream(limits) as upstream, aiohttp.ClientSession() as client:
         made.router = assemble(
             source,
@@ -419,11 +428,12 @@ async def fleet(
             clock=SystemClock(),
             ids=RandomIds(random.Random(seed)),
             registry=made.registry,
+            **(parts or {}),
         )
         made.client = client
         made.server = AsgiServer(made.router.app)
         await made.server.start()
-        watching = asyncio.create_task(made.router.table.run())
+        watching = asyncio.create_task(made.router.run())
         try:
             yield made
         finally:

@@ -64,12 +64,30 @@ def test_a_handle_goes_on_byte_for_byte():
     raw = b'{"remote_block_ids": [[1,2]], "odd": 1e2}'
     answer = b'{"choices": [], "kv_transfer_params": ' + raw + b"}"
 
-    handle = openai.handle_of(answer)
+    handle, usage = openai.handle_of(answer)
 
     assert bytes(handle) == raw
     assert raw in openai.decode_body(chat().encode(), handle)
-    assert openai.handle_of(b'{"kv_transfer_params": null}') is None
-    assert openai.handle_of(b"{}") is None
+    assert usage is None
+    assert openai.handle_of(b'{"kv_transfer_params": null}') == (None, None)
+    assert openai.handle_of(b"{}") == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("end", "want"),
+    [
+        (b'{"usage":{"prompt_tokens":9,"prompt_tokens_details":{"cached_tokens":4}}}', (9, 4)),
+        (b'{"usage":{"prompt_tokens":9,"prompt_tokens_details":null},"x":{}}', (9, None)),
+        (b'data: {"usage":{"prompt_tokens":9}}\n\ndata: [DONE]\n\n', (9, None)),
+        (b'{"usage":{"prompt_tok', None),
+        (b'{"usage":null}', None),
+        (b"", None),
+    ],
+)
+def test_token_counts_are_found_at_the_end_of_an_answer(end, want):
+    usage = openai.usage_of(end)
+
+    assert (usage and (usage.prompt_tokens, usage.cached_tokens)) == want
 
 
 def test_token_ids_are_counted_and_text_is_estimated():

@@ -25,6 +25,7 @@ from spinney.api.selectors import parse_labels
 from spinney.clock import SystemClock
 from spinney.errors import BadInputError, SpinneyError
 from spinney.ids import RandomIds
+from spinney.kv.event_stream import subscribe
 from spinney.log import configure, get_logger
 from spinney.router.assembly import Router, assemble
 from spinney.router.limits import Limits
@@ -34,8 +35,12 @@ from spinney.router.upstream import HttpUpstream
 from spinney.router.workers import StaticWorkers, parse_worker
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 
+    from spinney.kv.event_stream import Gap
+    from spinney.kv.events import KVEventBatch
+    from spinney.router.event_feeds import Subscribe
+    from spinney.router.prompt_tokens import PromptTokenizer
     from spinney.router.workers import WorkerSource
 
 log = get_logger("router")
@@ -62,7 +67,7 @@ _deadline = click.FloatRange(min=0.001)
     "--worker",
     "workers",
     multiple=True,
-    metavar="ROLE[:NAME]=URL",
+    metavar="ROLE[:NAME]=URL[,kv-events=URL[,kv-replay=URL]]",
     help="A worker, instead of looking for pods; repeat it. ROLE is prefill, decode or both.",
 )
 @click.option(
@@ -74,6 +79,13 @@ _deadline = click.FloatRange(min=0.001)
 @click.option("--namespace", default="default", help="Where to look for pods.")
 @click.option("--selector", default="", help="Labels that worker pods have, besides their role.")
 @click.option("--kubeconfig", type=click.Path(dir_okay=False), help="The cluster to look in.")
+@click.option(
+    "--tokenizer",
+    "tokenizers",
+    multiple=True,
+    metavar="[MODEL=]DIR",
+    help="A model's directory, or 'demo': its prompts are looked up by token, as KV events are.",
+)
 @click.option(
     "--local-prefill-below",
     type=click.IntRange(min=0),
@@ -149,6 +161,7 @@ class Options:
     namespace: str
     selector: str
     kubeconfig: str | None
+    tokenizers: tuple[str, ...]
     local_prefill_below: int
     connect_timeout: float
     prefill_deadline: float
@@ -228,10 +241,35 @@ async def run(options: Options, listener: socket.socket) -> None:
             clock=SystemClock(),
             ids=RandomIds(random.Random(rng.getrandbits(128))),
             registry=CollectorRegistry(),
+            subscribe=_subscriber(),
+            tokenizers=_tokenizers(options.tokenizers),
         )
         host, port = listener.getsockname()[:2]
         log.info("router listening", url=f"http://{host}:{port}")
         await serve(built, listener)
+
+
+def _subscriber() -> Subscribe:
+    import zmq.asyncio
+
+    context: zmq.asyncio.Context = zmq.asyncio.Context()
+
+    def follow(endpoint: str, replay: str | None) -> AsyncGenerator[KVEventBatch | Gap, None]:
+        return subscribe(endpoint, replay, context=context)
+
+    return follow
+
+
+def _tokenizers(wanted: tuple[str, ...]) -> dict[str, PromptTokenizer]:
+    """Return the tokenizers that ``[MODEL=]DIR`` name; raise BadInputError."""
+    if not wanted:
+        return {}
+    # NumPy comes with them: a router without has no need of it.
+    from spinney.engine.assembly import model_directory
+    from spinney.engine.tokenizer import load_tokenizer
+
+    named = [text.rpartition("=") for text in wanted]
+    return {model: load_tokenizer(model_directory(where)) for model, _, where in named}
 
 
 @contextlib.asynccontextmanager
@@ -288,7 +326,7 @@ async def serve(built: Router, listener: socket.socket) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, number)
     async with asyncio.TaskGroup() as tasks:
-        watching = tasks.create_task(built.table.run())
+        watching = tasks.create_task(built.run())
         stopping = tasks.create_task(_stop(built, server, signals))
         await server.serve(sockets=[listener])
         watching.cancel()

@@ -20,7 +20,7 @@ from spinney.kv.events import END_OF_REPLAY, EventLog, KVEventBatch, decode_batc
 from spinney.log import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
     from spinney.kv.events import KVEvent
 
@@ -107,16 +107,21 @@ class Gap:
 
 
 async def subscribe(
-    endpoint: str, replay_endpoint: str | None, topic: str = ""
-) -> AsyncIterator[KVEventBatch | Gap]:
+    endpoint: str,
+    replay_endpoint: str | None,
+    topic: str = "",
+    *,
+    context: zmq.asyncio.Context | None = None,
+) -> AsyncGenerator[KVEventBatch | Gap, None]:
     """Yield the messages of *endpoint* in order, from the publisher's first kept one on.
 
     A message that cannot be decoded counts as lost. Runs until closed; a publisher that is away
-    or restarts is waited for.
+    or restarts is waited for. Subscriptions can share a *context*, and with it a thread.
     """
-    context: zmq.asyncio.Context = zmq.asyncio.Context()
+    shared = context is not None
+    context = context or zmq.asyncio.Context()
+    socket = context.socket(zmq.SUB)
     try:
-        socket = context.socket(zmq.SUB)
         socket.setsockopt(zmq.SUBSCRIBE, topic.encode())
         socket.connect(endpoint)
         expected = 0
@@ -144,7 +149,9 @@ async def subscribe(
             yield _decoded(frames[2])
             expected = sequence + 1
     finally:
-        context.destroy(linger=0)
+        socket.close(linger=0)
+        if not shared:
+            context.destroy(linger=0)
 
 
 def _decoded(payload: bytes) -> KVEventBatch | Gap:

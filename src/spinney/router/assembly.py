@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from spinney.kv.prefix_index import BlockIndex
 from spinney.router.app import RouterApp
+from spinney.router.cache_view import CacheView
+from spinney.router.event_feeds import EventFeeds
 from spinney.router.load import Faults, Ledger
 from spinney.router.metrics import RouterMetrics
 from spinney.router.prefix_index import PrefixIndex
@@ -15,14 +19,17 @@ from spinney.router.table import ModelProbe, WorkerTable
 from spinney.router.upstream import Upstream
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from random import Random
 
     from prometheus_client import CollectorRegistry
 
     from spinney.clock import Clock
     from spinney.ids import IdSource
+    from spinney.router.event_feeds import Subscribe
     from spinney.router.limits import Limits
     from spinney.router.picker import Policy
+    from spinney.router.prompt_tokens import PromptTokenizer
     from spinney.router.workers import WorkerSource
 
 
@@ -32,11 +39,21 @@ class Network(Upstream, ModelProbe, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Router:
-    """A router whose ``table`` has to be run while ``app`` serves."""
+    """A router that has to be run while ``app`` serves."""
 
     app: RouterApp
     table: WorkerTable
     ledger: Ledger
+    cache: CacheView
+    blocks: BlockIndex
+    feeds: EventFeeds | None
+
+    async def run(self) -> None:
+        """Keep track of workers and their caches until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.table.run())
+            if self.feeds is not None:
+                tasks.create_task(self.feeds.run())
 
 
 def assemble(
@@ -49,14 +66,27 @@ def assemble(
     clock: Clock,
     ids: IdSource,
     registry: CollectorRegistry,
+    subscribe: Subscribe | None = None,
+    tokenizers: Mapping[str, PromptTokenizer] | None = None,
 ) -> Router:
-    """Return a router for the workers of *source*. Called on the loop that it will run on."""
+    """Return a router for the workers of *source*. Called on the loop that it will run on.
+
+    Without *subscribe* no KV events are followed; without *tokenizers* only prompts that come as
+    token ids are looked up in what they tell.
+    """
     ledger, faults, stories = Ledger(), Faults(limits), Stories(limits)
-    index = PrefixIndex(limits.max_chunks_per_worker)
     metrics = RouterMetrics(registry, ledger)
+    blocks = BlockIndex()
+    feeds = EventFeeds(source, blocks, subscribe, metrics) if subscribe else None
+    routed = PrefixIndex(limits.max_chunks_per_worker)
+    cache = (
+        CacheView(routed, blocks, feeds.heard, feeds.resync)
+        if feeds
+        else (CacheView(routed, blocks, ()))
+    )
 
     def forget(worker: str) -> None:
-        index.forget(worker)
+        cache.gone(worker)
         faults.succeeded(worker)
 
     table = WorkerTable(source, network, limits, forget)
@@ -69,7 +99,8 @@ def assemble(
         rng=rng,
         metrics=metrics,
         ledger=ledger,
-        index=index,
+        cache=cache,
+        tokenizers=tokenizers or {},
         faults=faults,
         stories=stories,
     )
@@ -83,4 +114,4 @@ def assemble(
         clock=clock,
         ids=ids,
     )
-    return Router(app, table, ledger)
+    return Router(app, table, ledger, cache, blocks, feeds)

@@ -81,6 +81,12 @@ class RouterMetrics(Collector):
         self.migrations = counter(
             "migrations", "Streams that another worker went on with, by how", "outcome"
         )
+        self.kv_events = counter("kv_events", "KV events of workers taken into the index")
+        self.event_gaps = counter("kv_event_gaps", "Times a worker's KV events were lost for good")
+        self.audits = counter(
+            "cache_audits", "Workers' caches compared with what was thought", "outcome"
+        )
+        self.cached_tokens = counter("cached_tokens", "Prompt tokens found in workers' caches")
         self.handovers = counter(
             "handovers", "Prefills handed to a decode worker, by what came of them", "outcome"
         )

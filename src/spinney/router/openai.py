@@ -9,6 +9,7 @@ from, and only a prefill worker's own answer may do that.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,8 @@ class Inbound:
     stream: bool
     prompt_tokens: int
     """Counted for token ids, estimated from the length of text."""
+    prompt: bytes
+    """The JSON of the prompt or the messages."""
     chunks: tuple[int, ...]
     """Hashes of the prompt's beginning; see `spinney.router.prefix_index`."""
     splittable: bool
@@ -107,6 +110,7 @@ def read_request(path: str, body: bytes) -> Inbound:
         model=fields.model or "",
         stream=bool(fields.stream),
         prompt_tokens=tokens,
+        prompt=prompt,
         chunks=chunk_hashes(prompt, seed),
         splittable=splittable,
         migratable=splittable and bool(fields.stream) and not _reports_probabilities(fields),
@@ -182,21 +186,62 @@ def resume_body(body: bytes, tokens: Sequence[int]) -> bytes:
     return msgspec.json.encode(members | {"resume_token_ids": list(tokens)})
 
 
+class _PromptDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class Usage(msgspec.Struct):
+    """What a worker says of a prompt."""
+
+    prompt_tokens: int = 0
+    prompt_tokens_details: _PromptDetails | None = None
+
+    @property
+    def cached_tokens(self) -> int | None:
+        """Tokens that were not computed; None when the worker does not say."""
+        return self.prompt_tokens_details.cached_tokens if self.prompt_tokens_details else None
+
+
 class _PrefillAnswer(msgspec.Struct):
     kv_transfer_params: msgspec.Raw = msgspec.Raw(b"")
+    usage: Usage | None = None
 
 
 _prefill_answer = msgspec.json.Decoder(_PrefillAnswer)
 
 
-def handle_of(answer: bytes) -> msgspec.Raw | None:
-    """Return the hand-over's handle in a prefill worker's answer, opaque; None without one.
+def handle_of(answer: bytes) -> tuple[msgspec.Raw | None, Usage | None]:
+    """Return the hand-over's handle in a prefill worker's answer, opaque, and its token counts.
 
-    A worker gives none when the first token already ended the answer. Raises
+    A worker gives no handle when the first token already ended the answer. Raises
     msgspec.DecodeError when *answer* is not JSON.
     """
-    handle = _prefill_answer.decode(answer).kv_transfer_params
-    return handle if handle and bytes(handle) not in (NULL, b"{}") else None
+    read = _prefill_answer.decode(answer)
+    handle = read.kv_transfer_params
+    return (handle if handle and bytes(handle) not in (NULL, b"{}") else None), read.usage
+
+
+_USAGE_MEMBER = b'"usage":{'
+_usage = msgspec.json.Decoder(Usage)
+
+
+def usage_of(end: bytes) -> Usage | None:
+    """Return the token counts in the *end* of an answer, streamed or whole, if there are any."""
+    at = end.rfind(_USAGE_MEMBER)
+    if at < 0:
+        return None
+    begin, depth = at + len(_USAGE_MEMBER) - 1, 0
+    for found in _BRACES.finditer(end, begin):
+        depth += 1 if found.group() == b"{" else -1
+        if not depth:
+            try:
+                return _usage.decode(end[begin : found.end()])
+            except msgspec.DecodeError:
+                return None
+    return None
+
+
+_BRACES = re.compile(rb"[{}]")
 
 
 class HandoverReport(msgspec.Struct):

@@ -23,6 +23,9 @@ log = get_logger("router")
 
 WORKER_SELECTOR = f"{names.ROLE} in (prefill,decode,both)"
 """Pods that can be workers."""
+KV_EVENTS_PORT = "kv-events"
+KV_REPLAY_PORT = "kv-replay"
+"""Names of the container ports where a worker publishes KV events, and sends them again."""
 _ENDED = ("Succeeded", "Failed")
 
 
@@ -48,13 +51,26 @@ def worker_of(pod: Pod) -> Worker | None:
         ready=is_true(pod.status.conditions, "Ready"),
         draining=pod.deleting,
         uid=pod.metadata.uid,
+        kv_events=_zmq(host, _port(pod, KV_EVENTS_PORT)),
+        kv_replay=_zmq(host, _port(pod, KV_REPLAY_PORT)),
     )
 
 
 def _http_port(pod: Pod) -> int | None:
-    ports: list[ContainerPort] = [port for c in pod.spec.containers for port in c.ports]
-    named = [port for port in ports if port.name == names.HTTP_PORT]
-    return next((port.container_port for port in (*named, *ports)), None)
+    first = next((port.container_port for port in _ports(pod)), None)
+    return _port(pod, names.HTTP_PORT) or first
+
+
+def _port(pod: Pod, name: str) -> int | None:
+    return next((port.container_port for port in _ports(pod) if port.name == name), None)
+
+
+def _ports(pod: Pod) -> list[ContainerPort]:
+    return [port for container in pod.spec.containers for port in container.ports]
+
+
+def _zmq(host: str, port: int | None) -> str:
+    return f"tcp://{host}:{port}" if port else ""
 
 
 class PodWorkers:

@@ -12,7 +12,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Container, Iterable
 
 BYTES_PER_TOKEN = 4
 """The estimate for text that is not tokenised here."""
@@ -42,23 +42,30 @@ class PrefixIndex:
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._chunks: dict[str, OrderedDict[int, None]] = {}
+        self._chunks: dict[str, OrderedDict[int, float]] = {}
 
-    def cached_tokens(self, hashes: tuple[int, ...]) -> dict[str, int]:
-        """Return, for each worker that has the first chunk, how many tokens it has in a row."""
+    def cached_tokens(
+        self, hashes: tuple[int, ...], *, since_s: float = 0.0, only_since: Container[str] = ()
+    ) -> dict[str, int]:
+        """Return, for each worker that has the first chunk, how many tokens it has in a row.
+
+        Of workers in *only_since* only chunks count that were recorded at *since_s* or later.
+        """
         if not hashes:
             return {}
-        return {
-            name: CHUNK_TOKENS * _leading(hashes, chunks)
-            for name, chunks in self._chunks.items()
-            if hashes[0] in chunks
-        }
+        found = {}
+        for name, chunks in self._chunks.items():
+            if hashes[0] in chunks:
+                after_s = since_s if name in only_since else 0.0
+                if count := _leading(hashes, chunks, after_s):
+                    found[name] = CHUNK_TOKENS * count
+        return found
 
-    def record(self, worker: str, hashes: tuple[int, ...]) -> None:
+    def record(self, worker: str, hashes: tuple[int, ...], now_s: float = 0.0) -> None:
         """Note that *worker* computes this prompt; the beginning counts as used last."""
         chunks = self._chunks.setdefault(worker, OrderedDict())
         for each in reversed(hashes):
-            chunks[each] = None
+            chunks[each] = now_s
             chunks.move_to_end(each)
         while len(chunks) > self._capacity:
             chunks.popitem(last=False)
@@ -72,10 +79,10 @@ class PrefixIndex:
         return sum(map(len, self._chunks.values()))
 
 
-def _leading(hashes: Iterable[int], chunks: OrderedDict[int, None]) -> int:
+def _leading(hashes: Iterable[int], chunks: OrderedDict[int, float], after_s: float) -> int:
     count = 0
     for each in hashes:
-        if each not in chunks:
+        if chunks.get(each, -1.0) < after_s:
             break
         count += 1
     return count

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from spinney.router import openai
 from spinney.router.load import Faults, Ledger, RetryBudget, Work, view_of
 from spinney.router.migration import RESUMED_HEADER, DivergedError, Journal
 from spinney.router.picker import Ask, Choice, Mode, Nobody, Pick, Policy, View, pick, pick_prefill
+from spinney.router.prompt_tokens import prompt_tokens
 from spinney.router.relay import ClientStalledError, EventRelay, Headers, Reply
 from spinney.router.upstream import FailureKind, Upstream, WorkerFailure, read_all
 from spinney.router.workers import Stage, Worker
@@ -32,9 +33,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
     from random import Random
 
+    from spinney.router.cache_view import CacheView
     from spinney.router.limits import Limits
     from spinney.router.metrics import RouterMetrics
-    from spinney.router.prefix_index import PrefixIndex
+    from spinney.router.prompt_tokens import PromptTokenizer
     from spinney.router.stories import Stories, Story
     from spinney.router.table import WorkerTable
 
@@ -77,7 +79,10 @@ class Run:
     story: Story
     came_s: float
     """By the loop's clock."""
+    found: dict[str, int] = field(default_factory=dict)
+    """Prompt tokens that each worker seems to have computed before."""
     cached: dict[str, int] = field(default_factory=dict)
+    """The same, as far as each is trusted."""
     tried_prefill: set[str] = field(default_factory=set)
     tried_decode: set[str] = field(default_factory=set)
     attempt: int = 0
@@ -144,10 +149,12 @@ class Serving:
         rng: Random,
         metrics: RouterMetrics,
         ledger: Ledger,
-        index: PrefixIndex,
+        cache: CacheView,
         faults: Faults,
         stories: Stories,
+        tokenizers: Mapping[str, PromptTokenizer],
     ) -> None:
+        """*tokenizers* are by model; the one of an empty name is for all others."""
         self._table = table
         self._upstream = upstream
         self._limits = limits
@@ -155,7 +162,8 @@ class Serving:
         self._rng = rng
         self._metrics = metrics
         self._ledger = ledger
-        self._index = index
+        self._cache = cache
+        self._tokenizers = tokenizers
         self._faults = faults
         self._stories = stories
         self._budget = RetryBudget(limits)
@@ -167,8 +175,8 @@ class Serving:
     async def serve(self, run: Run) -> Outcome:
         """Answer *run*; return how it ended. Being cancelled ends all work for it."""
         self._budget.earn()
+        await self._measure(run)
         self._metrics.prompt_tokens.inc(run.inbound.prompt_tokens)
-        run.cached = self._index.cached_tokens(run.inbound.chunks)
         while True:
             run.attempt += 1
             last = run.attempt > 1 and run.attempt >= self._limits.max_attempts
@@ -190,6 +198,17 @@ class Serving:
                 if outcome is not None:
                     return outcome
 
+    async def _measure(self, run: Run) -> None:
+        """Find how long the prompt is, and who has computed how much of it before."""
+        inbound = run.inbound
+        tokenizer = self._tokenizers.get(inbound.model) or self._tokenizers.get("")
+        tokens = await prompt_tokens(inbound, tokenizer)
+        run.found = self._cache.found(inbound, tokens, _now())
+        run.cached = self._cache.believed(run.found)
+        if tokens:
+            run.inbound = replace(inbound, prompt_tokens=len(tokens))
+            run.story.prompt_tokens = len(tokens)
+
     # Attempts
 
     async def _attempt(self, run: Run, choice: Choice) -> Outcome:
@@ -202,6 +221,7 @@ class Serving:
             served = Served(worker, handover, _mode(choice, handover))
             if handover is None:
                 work.prefilling(max(1, tokens - run.cached.get(worker.name, 0)))
+                self._cache.routed(worker.name, run.inbound, _now())
                 reason = "prefill-failed" if choice.prefill else choice.why_mode
                 self._metrics.local_prefills.labels(reason).inc()
             try:
@@ -235,7 +255,7 @@ class Serving:
     async def _prefill_on(self, run: Run, worker: Worker) -> Handover | None:
         inbound, began_s = run.inbound, _now()
         uncached = max(1, inbound.prompt_tokens - run.cached.get(worker.name, 0))
-        self._index.record(worker.name, inbound.chunks)
+        self._cache.routed(worker.name, inbound, began_s)
         body = openai.prefill_body(inbound.body)
         with self._ledger.work(worker, Stage.PREFILL, prefill_tokens=uncached):
             deadline_s = self._limits.prefill_deadline(inbound.prompt_tokens)
@@ -245,13 +265,14 @@ class Serving:
         self._faults.succeeded(worker.name)
         self._metrics.prefill.observe(took_s)
         try:
-            handle = openai.handle_of(answered.body)
+            handle, usage = openai.handle_of(answered.body)
         except msgspec.DecodeError as error:
             raise WorkerFailure(
                 worker, Stage.PREFILL, FailureKind.BAD_ANSWER, f"answered what is no JSON: {error}"
             ) from error
         found = "prefilled" if handle is not None else "prefilled without hand-over"
-        self._note(run, found, worker=worker.name, took_ms=round(took_s * 1000, 3))
+        real = self._audit(run, worker, usage)
+        self._note(run, found, worker=worker.name, took_ms=round(took_s * 1000, 3), cached=real)
         self._metrics.handovers.labels("offered" if handle is not None else "none").inc()
         return Handover(worker, handle, took_s) if handle is not None else None
 
@@ -266,7 +287,7 @@ class Serving:
             async with _within(self._limits.response_deadline_s, worker, Stage.DECODE):
                 answered = await self._whole_answer(run, worker, Stage.DECODE, body)
             self._first_byte(run, served, work)
-            self._handover_ended(run, served, answered.body)
+            self._decode_ended(run, served, answered.body)
             headers = _answer_headers(answered.headers) + served.headers(run.id)
             await self._send_whole(run, answered.status, headers, answered.body)
         return Outcome.OK
@@ -305,7 +326,7 @@ class Serving:
                 head = [*_answer_headers(answer.headers), (b"cache-control", b"no-cache")]
                 await run.reply.start(200, head + served.headers(run.id))
             await relay.run(first)
-            self._handover_ended(run, served, relay.end)
+            self._decode_ended(run, served, relay.end)
         finally:
             if answer is not None:
                 answer.close()
@@ -334,7 +355,6 @@ class Serving:
         run.journal.go_on(first, resumed=resumed)
         work.prefilled()
         self._faults.succeeded(served.decode.name)
-        self._index.record(served.decode.name, run.inbound.chunks)
         self._metrics.migrations.labels("resumed" if resumed else "replayed").inc()
         sent = len(run.journal.tokens)
         self._note(run, "migrated", worker=served.decode.name, resumed=resumed, tokens_sent=sent)
@@ -354,13 +374,29 @@ class Serving:
         work.prefilled()
         worker = served.decode
         self._faults.succeeded(worker.name)
-        self._index.record(worker.name, run.inbound.chunks)
+        if served.handover is not None:
+            self._cache.routed(worker.name, run.inbound, _now())
         ttft_s = _now() - run.came_s
         self._metrics.ttft.observe(ttft_s)
         self._note(run, "first byte", worker=worker.name, mode=served.mode.value)
 
-    def _handover_ended(self, run: Run, served: Served, end: bytes) -> None:
+    def _audit(self, run: Run, worker: Worker, usage: openai.Usage | None) -> int | None:
+        """Compare what *worker* found in its cache with what was thought; return its figure."""
+        if usage is None or usage.cached_tokens is None or usage.prompt_tokens <= 0:
+            return None
+        self._metrics.cached_tokens.inc(max(0, usage.cached_tokens))
+        thought = run.found.get(worker.name, 0) / run.inbound.prompt_tokens
+        real = usage.cached_tokens / usage.prompt_tokens
+        if thought > 0:
+            before = self._cache.trust(worker.name)
+            after = self._cache.audited(worker.name, thought, real)
+            self._metrics.audits.labels("wrong" if after < before else "right").inc()
+        return usage.cached_tokens
+
+    def _decode_ended(self, run: Run, served: Served, end: bytes) -> None:
         if served.handover is None:
+            if run.migrations == 0:
+                self._audit(run, served.decode, openai.usage_of(end))
             return
         report = openai.handover_report(end)
         self._metrics.handover_ended(report)
@@ -395,7 +431,7 @@ class Serving:
         if failure.blames_worker:
             avoided_s = self._faults.failed(worker, _now())
         if failure.forgets_prefixes:
-            self._index.forget(worker)
+            self._cache.forget(worker)
         if failure.stage is Stage.DECODE and failure.error_code not in KV_FAULTS:
             run.tried_decode.add(worker)
         self._note(
@@ -423,7 +459,7 @@ class Serving:
             run.tried_prefill.add(handover.worker.name)
         if failure.error_code in KV_FAULTS:
             self._faults.failed(handover.worker.name, _now())
-            self._index.forget(handover.worker.name)
+            self._cache.forget(handover.worker.name)
 
     def _may_migrate(self, run: Run) -> bool:
         """Whether another worker is to go on with a stream that broke off; counts it if so."""

@@ -47,6 +47,10 @@ class Worker:
     draining: bool = False
     """It is on its way out: it finishes what it has and takes nothing new."""
     uid: str = ""
+    kv_events: str = ""
+    """Where it publishes KV events, as ``tcp://host:port``; empty when it does not."""
+    kv_replay: str = ""
+    """Where it sends events again that were missed."""
 
     @property
     def available(self) -> bool:
@@ -94,11 +98,18 @@ class StaticWorkers:
 
 
 def parse_worker(text: str, models: Iterable[str] = ()) -> Worker:
-    """Return the worker that ``ROLE=URL`` or ``ROLE:NAME=URL`` describes; raise BadInputError.
+    """Return the worker that ``ROLE[:NAME]=URL[,kv-events=URL[,kv-replay=URL]]`` describes.
 
-    Without a name it is called after its host and port.
+    Without a name it is called after its host and port. Raises BadInputError.
     """
-    left, separator, url = text.partition("=")
+    left, separator, rest = text.partition("=")
+    url, *extras = rest.split(",")
+    further = dict(extra.partition("=")[::2] for extra in extras)
+    if unknown := set(further) - {"kv-events", "kv-replay"}:
+        raise BadInputError(
+            f"worker {text!r}: {sorted(unknown)[0]!r} is not known; after the URL there may be "
+            f"kv-events=tcp://host:port and kv-replay=tcp://host:port"
+        )
     role, _, name = left.partition(":")
     parts = urlsplit(url)
     roles = [each.value for each in Role]
@@ -112,4 +123,11 @@ def parse_worker(text: str, models: Iterable[str] = ()) -> Worker:
             f"worker {text!r}: {url!r} is no URL of a server; write http://host:port"
         )
     base = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
-    return Worker(name or parts.netloc, base, Role(role), frozenset(models))
+    return Worker(
+        name or parts.netloc,
+        base,
+        Role(role),
+        frozenset(models),
+        kv_events=further.get("kv-events", ""),
+        kv_replay=further.get("kv-replay", ""),
+    )
