@@ -37,6 +37,11 @@ SERVICE = pcs(
 EVERYTHING = (PodClique, PodCliqueScalingGroup, PodGang, Pod, Service, Role, RoleBinding)
 
 
+def on_delete(manifest: dict[str, Any]) -> dict[str, Any]:
+    spec = manifest["spec"] | {"updateStrategy": {"type": "OnDelete"}}
+    return manifest | {"spec": spec}
+
+
 async def rolled_out(farm: Farm, manifest: dict[str, Any] = SERVICE, pods: int = 8) -> None:
     await farm.apply(manifest)
     await farm.ready(pods)
@@ -258,7 +263,7 @@ def test_a_clique_scales_to_zero_and_back() -> None:
 
 def test_a_changed_template_reaches_new_pods_and_the_status_counts_them() -> None:
     async def scene(farm: Farm) -> None:
-        await rolled_out(farm)
+        await rolled_out(farm, on_delete(SERVICE))
         found = await farm.set()
         found.spec.template.cliques[0].spec.pod_spec["containers"][0]["image"] = "worker:2"
         await farm.client.update(found)

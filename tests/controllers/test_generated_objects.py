@@ -91,6 +91,7 @@ def test_a_standalone_clique_carries_groves_labels_and_the_users() -> None:
     outer = {"labels": {"team": "x", "grove.io/podgang": "mine"}, "annotations": {"note": "y"}}
     found = made(pcs(clique("a", outer=outer)))["PodClique", "s-0-a"]
     revision = found.labels["grove.io/pod-template-hash"]
+    owner = typed(pcs(clique("a", outer=outer)))
     assert found.labels == {
         **MANAGED,
         "app.kubernetes.io/name": "s-0-a",
@@ -98,6 +99,7 @@ def test_a_standalone_clique_carries_groves_labels_and_the_users() -> None:
         "grove.io/podgang": "s-0",
         "grove.io/podcliqueset-replica-index": "0",
         "grove.io/pod-template-hash": revision,
+        "spinney.dev/revision": template.generation_hash(owner.spec.template),
         "team": "x",
     }
     assert found.metadata.annotations["note"] == "y"

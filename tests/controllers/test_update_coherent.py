@@ -117,7 +117,10 @@ def test_a_pause_holds_revisions_and_follows_the_scale() -> None:
 
 
 def test_a_role_that_is_off_holds_nothing_up() -> None:
-    assert step([role("p", "AA", wanted=0), role("d", "C")], HALF).done
+    off = step([role("p", "AA", wanted=0), role("d", "C")], HALF)
+    assert units(off) == {"p": "", "d": "C"}
+    assert step([role("p", "", wanted=0), role("d", "C")], HALF).done
+    assert not step([replace(role("p", "C"), leaving=True)], HALF).done
 
 
 @given(st.lists(st.sampled_from(["ab12", "cd-34"]), max_size=9))

@@ -166,7 +166,7 @@ class UpdateStrategy(ApiStruct):
     revision_history_limit: Annotated[int, Meta(ge=0)] | None = None
     """Stored revisions kept besides those in use; 10 if absent."""
     progress_deadline_seconds: Annotated[int, Meta(ge=1)] | None = None
-    """How long an update may go without a further ready pod before it is reported; 1800 if
+    """How long an update may go without a further updated pod before it is reported; 1800 if
     absent, because loading a model takes long."""
     coherent: CoherentUpdate | None = None
 
@@ -205,8 +205,10 @@ class PodCliqueSetUpdateProgress(ApiStruct):
     updated_pod_clique_scaling_groups_count: int = 0
     total_pod_clique_scaling_groups_count: int = 0
     currently_updating: list[CurrentlyUpdating] = []
+    replaced_revisions: list[str] = []
+    """Ids of the stored revisions of which there are pods to replace."""
     updated_pods: int = 0
-    """Ready pods of the new revision, the most there were."""
+    """Pods of the new revision, the most there were."""
     last_progress_at: str | None = None
     """When there was last a further one."""
 

@@ -25,6 +25,7 @@ from spinney.controllers.template import (
     standalone_cliques,
     template_count,
 )
+from spinney.controllers.update.plan import OWN, PLAN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,14 +85,46 @@ def members(
     replica: int,
     counts: Mapping[str, Count],
     group_replicas: Sequence[int],
+    wanted: Revisions | None = None,
 ) -> list[PodClique]:
     """Return the cliques of the given replicas of a scaling group."""
-    wanted = revisions(pcs.spec.template)
+    wanted = revisions(pcs.spec.template) if wanted is None else wanted
     return [
         _build(pcs, group, clique, Place(replica, template, j), counts, wanted)
         for j in group_replicas
         for clique in member_cliques(pcs.spec.template, template)
     ]
+
+
+def held(found: PodClique, wanted: PodClique, *, stopped: bool = False) -> PodClique:
+    """Return *wanted* with the pod template of *found*: an update has not reached it yet.
+
+    With *stopped* the running pods are left alone also where an update had reached it.
+    """
+    own = OWN if not stopped else (PLAN,)
+    annotations = {k: v for k, v in found.metadata.annotations.items() if k in own}
+    annotations[identity.TEMPLATE_REPLICAS] = wanted.metadata.annotations[
+        identity.TEMPLATE_REPLICAS
+    ]
+    metadata = msgspec.structs.replace(
+        wanted.metadata, labels=found.metadata.labels, annotations=annotations
+    )
+    spec = msgspec.structs.replace(wanted.spec, pod_spec=found.spec.pod_spec)
+    return msgspec.structs.replace(wanted, metadata=metadata, spec=spec)
+
+
+def marked(clique: PodClique, revision: str) -> PodClique:
+    """Return *clique* with the label of its *revision*."""
+    labels = {**clique.labels, names.REVISION: revision}
+    metadata = msgspec.structs.replace(clique.metadata, labels=labels)
+    return msgspec.structs.replace(clique, metadata=metadata)
+
+
+def annotated(clique: PodClique, more: Mapping[str, str]) -> PodClique:
+    """Return *clique* with *more* annotations."""
+    annotations = {**clique.metadata.annotations, **more}
+    metadata = msgspec.structs.replace(clique.metadata, annotations=annotations)
+    return msgspec.structs.replace(clique, metadata=metadata)
 
 
 def reconcile(wanted: Sequence[PodClique], existing: Mapping[str, PodClique]) -> list[Action]:
@@ -122,9 +155,17 @@ def replicas_patch(
     return {"replicas": replicas}
 
 
+def dropped(existing: KubeObject, wanted: KubeObject) -> dict[str, None]:
+    """Return the patch of the annotations of an update that *existing* no longer is to have."""
+    have, want = existing.metadata.annotations, wanted.metadata.annotations
+    return {key: None for key in OWN if key in have and key not in want}
+
+
 def _changes(existing: PodClique, wanted: PodClique) -> dict[str, Any]:
     """Return a merge patch; fields that the API server has filled in are no difference."""
     patch = metadata_patch(existing, wanted.metadata.labels, wanted.metadata.annotations)
+    if gone := dropped(existing, wanted):
+        patch.setdefault("metadata", {}).setdefault("annotations", {}).update(gone)
     spec = replicas_patch(existing, wanted, wanted.spec.replicas)
     before = msgspec.to_builtins(_without_replicas(existing.spec))
     after = msgspec.to_builtins(_without_replicas(wanted.spec))
@@ -240,6 +281,7 @@ def is_updated(clique: PodClique, wanted_hash: str) -> bool:
     return (
         clique.labels.get(names.POD_TEMPLATE_HASH) == wanted_hash
         and status.observed_generation >= clique.metadata.generation
+        and status.current_pod_template_hash == wanted_hash
         and status.updated_replicas >= status.replicas
         and status.updated_replicas >= (clique.spec.replicas or 0)
     )

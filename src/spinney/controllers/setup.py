@@ -110,6 +110,7 @@ def _wake_sets(controller: Controller, world: World) -> None:
     controller.watch(world.sets, _own_key)
     _gather(controller, world.cliques, identity.set_key, after_s=SET_GATHER_S)
     _gather(controller, world.groups, identity.set_key, after_s=SET_GATHER_S)
+    _gather(controller, world.pods, world.stepping_set_key, after_s=SET_GATHER_S)
     _gather(controller, world.services, identity.set_key)
     _gather(controller, world.roles, identity.set_key)
     _gather(controller, world.role_bindings, identity.set_key)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from spinney.api.codec import without_nulls
+from spinney.controllers.update.plan import read_plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         PodCliqueTemplate,
         ScalingGroupTemplate,
     )
+    from spinney.api.meta import KubeObject
 
 HASH_BYTES = 5
 
@@ -38,21 +40,30 @@ class Count:
     """What the object's spec says."""
     minimum: int
     """``minAvailable``."""
+    planned: int | None = None
+    """How many an update in progress has, some perhaps on top of those wanted; None without one."""
 
     @property
     def target(self) -> int:
-        """How many to keep: as wanted, but not between zero and the minimum."""
+        """How many to keep: as planned, else as wanted, but not between zero and the minimum."""
+        if self.planned is not None:
+            return self.planned
+        return self.settled
+
+    @property
+    def settled(self) -> int:
+        """How many to keep when no update is in progress."""
         return 0 if self.wanted == 0 else max(self.wanted, self.minimum)
 
     @property
     def needed(self) -> int:
         """How many it takes to be whole: the minimum, or none where none is wanted."""
-        return min(self.minimum, self.target)
+        return min(self.minimum, self.settled)
 
     @property
     def held(self) -> bool:
         """Whether the minimum keeps the count above what was asked for."""
-        return self.target != self.wanted
+        return self.settled != self.wanted
 
     @property
     def remark(self) -> str:
@@ -60,7 +71,7 @@ class Count:
         if not self.held:
             return ""
         return (
-            f"; {self.wanted} are asked for, {self.target} are kept because of minAvailable: "
+            f"; {self.wanted} are asked for, {self.settled} are kept because of minAvailable: "
             "scale to 0 to turn it off"
         )
 
@@ -81,7 +92,7 @@ def clique_count(clique: PodClique) -> Count:
     """Return the count of a live clique."""
     replicas = 1 if clique.spec.replicas is None else clique.spec.replicas
     minimum = clique.spec.min_available
-    return Count(replicas, max(replicas, 1) if minimum is None else minimum)
+    return Count(replicas, max(replicas, 1) if minimum is None else minimum, _planned(clique))
 
 
 def group_template_count(group: ScalingGroupTemplate) -> Count:
@@ -94,7 +105,13 @@ def group_count(group: PodCliqueScalingGroup) -> Count:
     """Return the count of a live scaling group."""
     spec = group.spec
     replicas = 1 if spec.replicas is None else spec.replicas
-    return Count(replicas, 1 if spec.min_available is None else spec.min_available)
+    minimum = 1 if spec.min_available is None else spec.min_available
+    return Count(replicas, minimum, _planned(group))
+
+
+def _planned(obj: KubeObject) -> int | None:
+    plan = read_plan(obj.metadata.annotations)
+    return None if plan is None else len(plan)
 
 
 def find_clique(template: PodCliqueSetTemplate, name: str) -> PodCliqueTemplate | None:

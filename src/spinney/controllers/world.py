@@ -9,7 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from spinney.api import names
-from spinney.api.core import HorizontalPodAutoscaler, Pod, Role, RoleBinding, Service
+from spinney.api.core import (
+    ControllerRevision,
+    HorizontalPodAutoscaler,
+    Pod,
+    Role,
+    RoleBinding,
+    Service,
+)
 from spinney.api.grove import (
     ClusterTopologyBinding,
     PodClique,
@@ -18,14 +25,16 @@ from spinney.api.grove import (
 )
 from spinney.api.podgang import PodGang
 from spinney.controllers import identity, topology
+from spinney.controllers.update import revisions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from spinney.api.meta import KubeObject
     from spinney.controllers.topology import Keys
+    from spinney.controllers.update.revisions import Revision
     from spinney.kube.controller import Runtime
-    from spinney.kube.informer import Informer
+    from spinney.kube.informer import Change, Informer
 
 T = TypeVar("T", bound="KubeObject")
 
@@ -58,12 +67,21 @@ class World:
         )
         self.roles: Informer[Role] = runtime.informer(Role, labels=MANAGED)
         self.role_bindings: Informer[RoleBinding] = runtime.informer(RoleBinding, labels=MANAGED)
+        self.revisions: Informer[ControllerRevision] = runtime.informer(
+            ControllerRevision, labels=MANAGED
+        )
+        self._targets: dict[str, tuple[object, Revision]] = {}
+        self.sets.add_handler(self._forget_target)
         self._index()
+
+    def _forget_target(self, change: Change[PodCliqueSet]) -> None:
+        self._targets.pop(change.object.key, None)
 
     def _index(self) -> None:
         self.sets.add_index(_TOPOLOGY, _topology_of)
         for informer in (self.services, self.autoscalers, self.roles, self.role_bindings):
             informer.add_index(_OWNER, _owner_of)
+        self.revisions.add_index(_OWNER, _owner_of)
         self.cliques.add_index(_OWNER, _owner_of)
         self.groups.add_index(_OWNER, _owner_of)
         self.gangs.add_index(_OWNER, _owner_of)
@@ -85,8 +103,54 @@ class World:
         return {obj.name: obj for obj in found}
 
     def set_of(self, obj: KubeObject) -> PodCliqueSet | None:
-        """Return the set that *obj* is part of."""
-        return self.sets.get_key(identity.set_key(obj))
+        """Return the set that *obj* is part of, with the pod templates it is to have."""
+        pcs = self.sets.get_key(identity.set_key(obj))
+        return self.effective(pcs) if pcs is not None else None
+
+    def effective(self, pcs: PodCliqueSet) -> PodCliqueSet:
+        """Return the set with the pod templates it is to have: those it says, or rolls back to."""
+        strategy = pcs.spec.update_strategy
+        if strategy is None or strategy.rollback_to is None:
+            return pcs
+        return revisions.at(pcs, self.target(pcs))
+
+    def stepping_set_key(self, obj: KubeObject) -> str:
+        """Return the key of the set of *obj* if it is in a coherent update, which goes by pods."""
+        pcs = self.sets.get_key(identity.set_key(obj))
+        strategy = pcs.spec.update_strategy if pcs is not None else None
+        if pcs is None or strategy is None or strategy.type != "Coherent":
+            return ""
+        progress = pcs.status.update_progress
+        return pcs.key if progress is not None and progress.update_ended_at is None else ""
+
+    def stored(self, pcs: PodCliqueSet) -> list[Revision]:
+        """Return the stored revisions of a set, the newest first."""
+        return revisions.read_all(self.owned(self.revisions, pcs).values())
+
+    def target(self, pcs: PodCliqueSet) -> Revision:
+        """Return the revision that the pods of a set are to be of."""
+        owned = self.owned(self.revisions, pcs)
+        token = (
+            pcs.metadata.uid,
+            pcs.metadata.resource_version,
+            sorted(found.metadata.resource_version for found in owned.values()),
+        )
+        known = self._targets.get(pcs.key)
+        if known is not None and known[0] == token:
+            return known[1]
+        found = revisions.target(pcs, revisions.read_all(owned.values()))
+        self._targets[pcs.key] = (token, found)
+        return found
+
+    def clique_as_of(self, pcs: PodCliqueSet, clique: PodClique, pod_hash: str) -> PodClique | None:
+        """Return *clique* with the pod template of *pod_hash*; None if that is not stored."""
+        own = clique.labels.get(names.POD_TEMPLATE_HASH, "")
+        now = next((r for r in self.target(pcs).roles.values() if r.hash == own), None)
+        for revision in self.stored(pcs):
+            for role in revision.roles.values():
+                if role.hash == pod_hash:
+                    return revisions.clique_as(clique, now, role, revision)
+        return None
 
     def cliques_of_set(self, key: str) -> list[PodClique]:
         """Return all cliques that are part of a set, also those of its scaling groups."""

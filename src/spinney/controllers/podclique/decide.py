@@ -21,12 +21,15 @@ from spinney.controllers.pod_state import (
     is_scheduled,
 )
 from spinney.controllers.template import clique_count
+from spinney.controllers.update.plan import ROLLOUT, read_plan
+from spinney.controllers.update.rolling import pods_to_replace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from spinney.api.core import Pod
     from spinney.api.grove import PodClique
+    from spinney.controllers.update.plan import Plan
 
 
 DELETION_COSTS = ("spinney.dev/deletion-cost", "controller.kubernetes.io/pod-deletion-cost")
@@ -38,6 +41,8 @@ class CreatePod:
     """Make the pod of an index."""
 
     index: int
+    revision: str = ""
+    """The hash of its template; that of the clique if empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +60,15 @@ class OpenGate:
     pod: Pod
 
 
-Action = CreatePod | DeletePod | OpenGate
+@dataclass(frozen=True, slots=True)
+class MarkRevision:
+    """Tell a running pod that its template is part of other revisions of the set too."""
+
+    pod: Pod
+    revision: str
+
+
+Action = CreatePod | DeletePod | OpenGate | MarkRevision
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,22 +95,72 @@ def decide(clique: PodClique, seen: Observation) -> list[Action]:
     finished = [pod for pod in seen.pods if is_finished(pod) and not pod.deleting]
     live = [pod for pod in seen.pods if is_live(pod)]
     target = clique_count(clique).target
-    actions: list[Action] = []
+    if (plan := read_plan(clique.metadata.annotations)) is not None:
+        actions, live = _as_planned(plan, live, finished, seen)
+        return [*actions, *_released(live, seen), *_marks(clique, live)]
+    actions = []
     kept = finished
     if seen.may_replace_finished or len(live) >= target:
         actions += [DeletePod(pod, "it has ended") for pod in sorted(finished, key=_by_name)]
         kept = []
     surplus = len(live) - target
     if surplus > 0:
-        revision = clique.labels.get(names.POD_TEMPLATE_HASH, "")
-        leaving = removal_order(live, revision)[:surplus]
+        leaving = removal_order(live, _revision(clique))[:surplus]
         actions += [DeletePod(pod, "the clique was scaled in") for pod in leaving]
         staying = {pod.metadata.uid for pod in leaving}
         live = [pod for pod in live if pod.metadata.uid not in staying]
+    elif ROLLOUT in clique.metadata.annotations:
+        needed = clique_count(clique).needed
+        old = pods_to_replace(live, _revision(clique), needed=needed, target=target)
+        actions += [DeletePod(pod, "it is of an older revision") for pod in old]
+        gone = {pod.metadata.uid for pod in old}
+        live = [pod for pod in live if pod.metadata.uid not in gone]
     missing = target - len(live) - len(kept)
     actions += [CreatePod(index) for index in free_indices([*live, *kept], missing)]
-    actions += [OpenGate(pod) for pod in sorted(live, key=_by_name) if _may_open(pod, seen)]
-    return actions
+    return [*actions, *_released(live, seen), *_marks(clique, live)]
+
+
+def _as_planned(
+    plan: Plan, live: Sequence[Pod], finished: Sequence[Pod], seen: Observation
+) -> tuple[list[Action], list[Pod]]:
+    """Return what makes the pods be as *plan* has them, and the live pods that stay."""
+
+    def fits(pod: Pod) -> bool:
+        index = index_label(pod.labels, names.POD_INDEX)
+        own = pod.labels.get(names.POD_TEMPLATE_HASH)
+        return index is not None and index < len(plan) and plan[index] == own
+
+    staying = [pod for pod in live if fits(pod)]
+    kept = [] if seen.may_replace_finished else [pod for pod in finished if fits(pod)]
+    held = {pod.metadata.uid for pod in [*staying, *kept]}
+    actions: list[Action] = [
+        DeletePod(pod, "it has ended" if pod in finished else "its place goes to another revision")
+        for pod in sorted([*live, *finished], key=_by_name)
+        if pod.metadata.uid not in held
+    ]
+    taken = {index_label(pod.labels, names.POD_INDEX) for pod in [*staying, *kept]}
+    actions += [CreatePod(i, revision) for i, revision in enumerate(plan) if i not in taken]
+    return actions, staying
+
+
+def _released(live: Sequence[Pod], seen: Observation) -> list[Action]:
+    return [OpenGate(pod) for pod in sorted(live, key=_by_name) if _may_open(pod, seen)]
+
+
+def _marks(clique: PodClique, live: Sequence[Pod]) -> list[Action]:
+    revision = clique.labels.get(names.REVISION)
+    if not revision:
+        return []
+    return [
+        MarkRevision(pod, revision)
+        for pod in sorted(live, key=_by_name)
+        if pod.labels.get(names.POD_TEMPLATE_HASH) == _revision(clique)
+        and pod.labels.get(names.REVISION) != revision
+    ]
+
+
+def _revision(clique: PodClique) -> str:
+    return clique.labels.get(names.POD_TEMPLATE_HASH, "")
 
 
 def free_indices(pods: Iterable[Pod], wanted: int) -> list[int]:

@@ -15,6 +15,7 @@ from spinney.api.core import Pod
 from spinney.controllers import identity
 from spinney.controllers.backends.backend import PodMarks
 from spinney.controllers.cliques import with_environment
+from spinney.controllers.update.plan import OWN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,7 +56,7 @@ def build_pod(
     annotations = {
         key: value
         for key, value in clique.metadata.annotations.items()
-        if key != identity.TEMPLATE_REPLICAS
+        if key != identity.TEMPLATE_REPLICAS and key not in OWN
     }
     return {
         "apiVersion": Pod.RESOURCE.api_version,

@@ -21,6 +21,7 @@ from spinney.controllers.podclique.backoff import ReplacementBackoff
 from spinney.controllers.podclique.decide import (
     CreatePod,
     DeletePod,
+    MarkRevision,
     Observation,
     OpenGate,
     decide,
@@ -142,16 +143,20 @@ class PodCliqueReconciler:
 
     async def _perform(self, clique: PodClique, todo: Sequence[Action]) -> list[Exception]:
         leaving = [action for action in todo if isinstance(action, DeletePod)]
-        indices = [action.index for action in todo if isinstance(action, CreatePod)]
+        missing = [action for action in todo if isinstance(action, CreatePod)]
+        marks = [action for action in todo if isinstance(action, MarkRevision)]
         gated = [action.pod for action in todo if isinstance(action, OpenGate)]
         errors = await self._delete(clique, leaving)
         if not errors:
-            errors += await self._create(clique, indices)
+            errors += await self._create(clique, missing)
         errors += await self._open(gated)
+        errors += await self._mark(marks)
         return errors
 
-    async def _create(self, clique: PodClique, indices: Sequence[int]) -> list[Exception]:
-        if not indices:
+    async def _create(self, clique: PodClique, missing: Sequence[CreatePod]) -> list[Exception]:
+        templates = self._templates(clique, {action.revision for action in missing})
+        missing = [action for action in missing if action.revision in templates]
+        if not missing:
             return []
         waits_for = self._waits_for(clique)
         if waits_for is None:
@@ -160,20 +165,46 @@ class PodCliqueReconciler:
         backend = await self._handover.backend(scheduler)
         marks = backend.marks(clique.labels.get(names.POD_GANG, ""), clique.name)
 
-        async def create(index: int) -> str:
-            body = build_pod(clique, index, waits_for, marks, wait_image=self._wait_image)
+        async def create(action: CreatePod) -> str:
+            template = templates[action.revision]
+            body = build_pod(template, action.index, waits_for, marks, wait_image=self._wait_image)
             made = await self._client.create(body, resource=Pod.RESOURCE)
             pod = codec.from_dict(Pod, made)
             self._unseen.created(pod)
             return pod.name
 
-        made, errors = await actions.in_batches([partial(create, index) for index in indices])
+        made, errors = await actions.in_batches([partial(create, action) for action in missing])
         if made:
             message = f"created {len(made)} pods: {', '.join(made)}"
             self._events.event(clique, "Normal", "PodCreateSuccessful", message)
         if errors:
             message = f"cannot create pods: {_said(errors[0], clique)}"
             self._events.event(clique, "Warning", "PodCreateFailed", message)
+        return errors
+
+    def _templates(self, clique: PodClique, wanted: set[str]) -> dict[str, PodClique]:
+        """Return the clique as it is in the *wanted* revisions, as far as they are known.
+
+        One that is not is not made; the set's next plan has another in its place.
+        """
+        own = clique.labels.get(names.POD_TEMPLATE_HASH, "")
+        found = {revision: clique for revision in wanted if revision in ("", own)}
+        pcs = self._world.set_of(clique) if wanted - found.keys() else None
+        for revision in sorted(wanted - found.keys()):
+            old = self._world.clique_as_of(pcs, clique, revision) if pcs is not None else None
+            if old is not None:
+                found[revision] = old
+        return found
+
+    async def _mark(self, marks: Sequence[MarkRevision]) -> list[Exception]:
+        async def mark(action: MarkRevision) -> None:
+            patch = {"metadata": {"labels": {names.REVISION: action.revision}}}
+            try:
+                await self._client.patch(Pod, action.pod.name, patch, action.pod.namespace)
+            except NotFoundError:
+                return
+
+        _, errors = await actions.in_batches([partial(mark, action) for action in marks])
         return errors
 
     async def _delete(self, clique: PodClique, leaving: Sequence[DeletePod]) -> list[Exception]:

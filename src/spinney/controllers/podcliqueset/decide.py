@@ -19,6 +19,9 @@ from spinney.controllers.scalinggroup.decide import live_counts
 from spinney.controllers.start_order import has_order
 from spinney.controllers.template import group_template_count, set_replicas
 from spinney.controllers.termination.kept import resume
+from spinney.controllers.update.plan import OWN, ROLLOUT, SHARED, write_shared
+from spinney.controllers.update.revisions import of_template
+from spinney.controllers.update.rollout import in_place, told
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from spinney.api.meta import KubeObject
     from spinney.api.podgang import PodGang
     from spinney.controllers.actions import Action
+    from spinney.controllers.update.rollout import Mode, Rollout
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +57,20 @@ class Observation:
         return [obj for found in kinds for _, obj in sorted(found.items())]
 
 
-def decide(pcs: PodCliqueSet, seen: Observation) -> list[Action]:
-    """Return what brings the parts of the set to where its spec wants them."""
+def decide(pcs: PodCliqueSet, seen: Observation, rollout: Rollout | None = None) -> list[Action]:
+    """Return what brings the parts of the set to where its spec wants them.
+
+    *rollout* says which replicas get changed pod templates; without it all do.
+    """
     if pcs.deleting:
         return _dismantle(pcs, seen)
-    return [*_access(pcs, seen), *_services(pcs, seen), *_groups(pcs, seen), *_cliques(pcs, seen)]
+    rollout = rollout or in_place(pcs, of_template(pcs.spec.template))
+    return [
+        *_access(pcs, seen),
+        *_services(pcs, seen),
+        *_groups(pcs, seen, rollout),
+        *_cliques(pcs, seen, rollout),
+    ]
 
 
 def may_go(pcs: PodCliqueSet, seen: Observation) -> bool:
@@ -118,9 +131,9 @@ def _service_changes(existing: Service, wanted: Service) -> dict[str, Any]:
     return patch
 
 
-def _groups(pcs: PodCliqueSet, seen: Observation) -> list[Action]:
+def _groups(pcs: PodCliqueSet, seen: Observation, rollout: Rollout) -> list[Action]:
     wanted = [
-        _group(pcs, replica, template)
+        _told(_group(pcs, replica, template), seen, rollout, rollout.modes[replica])
         for replica in range(set_replicas(pcs))
         for template in pcs.spec.template.pod_clique_scaling_groups
     ]
@@ -160,10 +173,28 @@ def _group(
     )
 
 
+def _told(
+    group: PodCliqueScalingGroup, seen: Observation, rollout: Rollout, mode: Mode
+) -> PodCliqueScalingGroup:
+    """Return *group* with what it is told of the update; what it was told where it is to hold."""
+    found = seen.groups.get(group.name)
+    mine = group.metadata.annotations
+    if mode == "hold" and found is not None:
+        mine |= {k: v for k, v in found.metadata.annotations.items() if k in OWN}
+        return group
+    if mode == "roll" or (mode != "in place" and found is None):
+        mine |= told(rollout, group.name)
+    if rollout.shared:
+        mine[SHARED] = write_shared(rollout.shared)
+    return group
+
+
 def _group_changes(
     existing: PodCliqueScalingGroup, wanted: PodCliqueScalingGroup
 ) -> dict[str, Any]:
     patch = metadata_patch(existing, wanted.labels, wanted.metadata.annotations)
+    if gone := cliques.dropped(existing, wanted):
+        patch.setdefault("metadata", {}).setdefault("annotations", {}).update(gone)
     spec = cliques.replicas_patch(existing, wanted, wanted.spec.replicas)
     if existing.spec.clique_names != wanted.spec.clique_names:
         spec["cliqueNames"] = wanted.spec.clique_names
@@ -174,16 +205,46 @@ def _group_changes(
     return patch
 
 
-def _cliques(pcs: PodCliqueSet, seen: Observation) -> list[Action]:
-    revisions = cliques.revisions(pcs.spec.template)
+def _cliques(pcs: PodCliqueSet, seen: Observation, rollout: Rollout) -> list[Action]:
+    revisions = rollout.target.hashes
     wanted = [
-        resume(clique, seen.gangs.get(identity.replica_name(pcs.name, replica)))
+        _reached(clique, seen, rollout, rollout.modes[replica])
+        if clique.name in seen.cliques
+        else _made(resume(clique, _base_gang(pcs, seen, replica)), rollout, rollout.modes[replica])
         for replica in range(set_replicas(pcs))
         for clique in cliques.standalone(
             pcs, replica, live_counts(pcs, replica, seen.groups), revisions
         )
     ]
-    return cliques.reconcile(wanted, seen.cliques)
+    return cliques.reconcile([_labelled(clique, rollout) for clique in wanted], seen.cliques)
+
+
+def _base_gang(pcs: PodCliqueSet, seen: Observation, replica: int) -> PodGang | None:
+    return seen.gangs.get(identity.replica_name(pcs.name, replica))
+
+
+def _made(clique: PodClique, rollout: Rollout, mode: Mode) -> PodClique:
+    """Return a *clique* to be made: it is of the target whatever its replica waits for."""
+    own = {} if mode == "in place" else {ROLLOUT: rollout.target.id}
+    return cliques.annotated(clique, own)
+
+
+def _reached(clique: PodClique, seen: Observation, rollout: Rollout, mode: Mode) -> PodClique:
+    """Return *clique* as far as the update has reached it."""
+    found = seen.cliques[clique.name]
+    if mode in ("hold", "stop"):
+        return cliques.held(found, clique, stopped=mode == "stop")
+    if mode == "in place":
+        return clique
+    return cliques.annotated(clique, told(rollout, clique.name))
+
+
+def _labelled(clique: PodClique, rollout: Rollout) -> PodClique:
+    """Return *clique* with its revision's label, unless it is held at another."""
+    pod_hash = clique.labels.get(names.POD_TEMPLATE_HASH, "")
+    if pod_hash not in rollout.target.hashes.values():
+        return clique
+    return cliques.marked(clique, rollout.label(pod_hash))
 
 
 def _access(pcs: PodCliqueSet, seen: Observation) -> list[Action]:

@@ -13,6 +13,7 @@ from spinney.controllers.identity import SET_FINALIZER
 from spinney.controllers.pacing import Pacer
 from spinney.controllers.podcliqueset.decide import Observation, decide, may_go
 from spinney.controllers.podcliqueset.status import set_status
+from spinney.controllers.update.updates import Updates
 from spinney.kube.controller import Result
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from spinney.clock import Clock
     from spinney.controllers.actions import Action
+    from spinney.controllers.update.updates import Look
     from spinney.controllers.world import World
     from spinney.kube.client import KubeClient
     from spinney.kube.events import EventRecorder
@@ -36,12 +38,14 @@ class PodCliqueSetReconciler:
         self._clock = clock
         self._events = events
         self._pacer = Pacer(clock)
+        self._updates = Updates(client, world, clock, events)
 
     async def reconcile(self, key: str) -> Result | None:
         """Bring the parts of one set to where its spec wants them; write its status."""
         pcs = self._world.sets.get_key(key)
         if pcs is None:
             self._pacer.forget(key)
+            self._updates.forget(key)
             return None
         seen = self._observe(pcs)
         if may_go(pcs, seen):
@@ -51,10 +55,14 @@ class PodCliqueSetReconciler:
             await self._hold(pcs, held=True)
             # Its event brings the set back here, now certain not to go before its parts.
             return None
-        todo = decide(pcs, seen)
+        look = self._updates.look(pcs)
+        if not pcs.deleting:
+            # Stored first: a pod of what is replaced can be made again only from what is stored.
+            await self._updates.store(pcs, look.rollout.target)
+        todo = decide(look.pcs, seen, look.rollout)
         await perform(self._client, todo)
         self._tell(pcs, todo)
-        return None if pcs.deleting else await self._report(pcs, seen)
+        return None if pcs.deleting else await self._report(pcs, seen, look)
 
     def _observe(self, pcs: PodCliqueSet) -> Observation:
         world = self._world
@@ -90,21 +98,25 @@ class PodCliqueSetReconciler:
             kind = "PodCliqueSetReplicaDeleteSuccessful"
             self._events.event(pcs, "Normal", kind, f"deleted {gone}")
 
-    async def _report(self, pcs: PodCliqueSet, seen: Observation) -> Result | None:
+    async def _report(self, pcs: PodCliqueSet, seen: Observation, look: Look) -> Result | None:
         status = set_status(
-            pcs,
+            look.pcs,
             seen.cliques,
             seen.groups,
             self._world.topology_keys(pcs),
             rfc3339(self._clock.now()),
+            look.rollout.target,
         )
+        status = self._updates.status(look, status)
         patch = status_patch(pcs, msgspec.structs.replace(pcs, status=status))
         wait_s = self._pacer.wait_s(pcs.key, changed=bool(patch))
         if wait_s == 0.0:
             await self._client.patch(
                 PodCliqueSet, pcs.name, patch, pcs.namespace, subresource="status"
             )
-        return Result(wait_s) if wait_s else None
+            self._updates.tell(pcs, look, status)
+        waits = [s for s in (wait_s, self._updates.overdue_in_s(look)) if s]
+        return Result(min(waits)) if waits else None
 
 
 def _words(kinds: Sequence[str]) -> str:

@@ -13,12 +13,12 @@ from spinney.controllers.cliques import is_available, is_updated, trouble
 from spinney.controllers.podclique.status import MIN_AVAILABLE_BREACHED
 from spinney.controllers.template import (
     clique_count,
-    generation_hash,
     group_count,
-    pod_template_hash,
     set_replicas,
     standalone_cliques,
 )
+from spinney.controllers.update.revisions import of_template
+from spinney.controllers.update.rollout import is_group_updated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         PodCliqueSetStatus,
     )
     from spinney.controllers.topology import Keys
+    from spinney.controllers.update.revisions import Revision
 
 AVAILABLE = "Available"
 _NAMED_ROLES = 4
@@ -42,8 +43,13 @@ def set_status(
     groups: Mapping[str, PodCliqueScalingGroup],
     keys: Keys | None,
     now: str,
+    target: Revision | None = None,
 ) -> PodCliqueSetStatus:
-    """Return the set's status from its live cliques and groups, by full name."""
+    """Return the set's status from its live cliques and groups, by full name.
+
+    *target* is the revision its pods are to be of, that of the template if None.
+    """
+    target = of_template(pcs.spec.template) if target is None else target
     wanted = set_replicas(pcs)
     troubles = {i: list(_troubles(pcs, i, cliques, groups)) for i in range(wanted)}
     available = sum(not found for found in troubles.values())
@@ -58,11 +64,12 @@ def set_status(
         observed_generation=pcs.metadata.generation,
         replicas=wanted,
         available_replicas=available,
-        updated_replicas=_updated(pcs, cliques, groups),
+        updated_replicas=_updated(pcs, cliques, groups, target),
         hpa_pod_selector=selectors.format_labels(
             {names.MANAGED_BY: names.OPERATOR, names.PART_OF: pcs.name}
         ),
-        current_generation_hash=generation_hash(pcs.spec.template),
+        current_generation_hash=target.id,
+        current_revision=target.number,
         conditions=conditions,
     )
 
@@ -122,10 +129,11 @@ def _updated(
     pcs: PodCliqueSet,
     cliques: Mapping[str, PodClique],
     groups: Mapping[str, PodCliqueScalingGroup],
+    target: Revision,
 ) -> int:
     """Count replicas all of whose pods are of the template's revision."""
     template = pcs.spec.template
-    hashes = {role.name: pod_template_hash(template, role) for role in standalone_cliques(template)}
+    hashes = {role.name: target.hashes[role.name] for role in standalone_cliques(template)}
 
     def updated(replica: int) -> bool:
         for role, revision in hashes.items():
@@ -134,7 +142,7 @@ def _updated(
                 return False
         for config in template.pod_clique_scaling_groups:
             group = groups.get(identity.group_name(pcs.name, replica, config.name))
-            if group is None or group.status.updated_replicas < group_count(group).target:
+            if group is None or not is_group_updated(group, target):
                 return False
         return True
 

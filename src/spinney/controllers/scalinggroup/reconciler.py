@@ -47,7 +47,14 @@ class ScalingGroupReconciler:
             return None
         siblings = self._world.groups_of_replica(identity.replica_key(group))
         existing = self._world.owned(self._world.cliques, group)
-        todo = decide(pcs, group, {g.name: g for g in siblings}, existing)
+        todo = decide(
+            pcs,
+            group,
+            {g.name: g for g in siblings},
+            existing,
+            self._world.target(pcs),
+            self._world.stored(pcs),
+        )
         await perform(self._client, todo)
         self._tell(group, todo)
         return await self._report(pcs, group, existing.values())
@@ -70,7 +77,9 @@ class ScalingGroupReconciler:
         template = template_of(pcs, group)
         if template is None:
             return None
-        status = group_status(pcs, group, template, existing, rfc3339(self._clock.now()))
+        status = group_status(
+            pcs, group, template, existing, rfc3339(self._clock.now()), self._world.target(pcs)
+        )
         patch = status_patch(group, msgspec.structs.replace(group, status=status))
         wait_s = self._pacer.wait_s(group.key, changed=bool(patch))
         if wait_s == 0.0:

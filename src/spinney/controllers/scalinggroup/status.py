@@ -16,8 +16,8 @@ from spinney.controllers.template import (
     clique_count,
     group_count,
     member_cliques,
-    pod_template_hash,
 )
+from spinney.controllers.update.revisions import of_template
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         PodCliqueSet,
         ScalingGroupTemplate,
     )
+    from spinney.controllers.update.revisions import Revision
 
 TERMINATING = "GangTerminationInProgress"
 """Whether the set's replica was made anew and the group has not had its minimum since."""
@@ -59,10 +60,15 @@ def group_status(
     template: ScalingGroupTemplate,
     existing: Iterable[PodClique],
     now: str,
+    target: Revision | None = None,
 ) -> PodCliqueScalingGroupStatus:
-    """Return the group's status from its *existing* cliques; *now* dates changed conditions."""
+    """Return the group's status from its *existing* cliques; *now* dates changed conditions.
+
+    *target* is the revision its pods are to be of, that of the template if None.
+    """
+    target = of_template(pcs.spec.template) if target is None else target
     roles = member_cliques(pcs.spec.template, template)
-    hashes = {role.name: pod_template_hash(pcs.spec.template, role) for role in roles}
+    hashes = {role.name: target.hashes[role.name] for role in roles}
     by_index: dict[int, list[PodClique]] = {}
     for clique in existing:
         j = index_label(clique.labels, names.SCALING_GROUP_REPLICA_INDEX)
@@ -77,6 +83,7 @@ def group_status(
     return msgspec.structs.replace(
         group.status,
         observed_generation=group.metadata.generation,
+        current_pod_clique_set_generation_hash=target.id,
         replicas=len(replicas),
         scheduled_replicas=sum(r.scheduled for r in replicas),
         available_replicas=sum(r.available for r in replicas),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -41,6 +41,8 @@ class Role:
     """For each hash the set's revisions it is part of; one that is not named is one of its own."""
     paired: bool = True
     """Whether it works only with other roles of its revision; a router works with all."""
+    leaving: bool = False
+    """Whether there are still units beyond the plan."""
 
     @property
     def settled(self) -> bool:
@@ -111,8 +113,8 @@ def step(roles: Sequence[Role], budget: Budget, *, paused: bool = False) -> Step
             if _allowed(work, changed, candidate, budget):
                 work, moved = changed, True
                 break
-    done = all(role.settled for role in work)
     same = all(new.plan == old.plan for new, old in zip(work, roles, strict=True))
+    done = same and all(role.settled and not role.leaving for role in work)
     waiting = any(not all(role.ready) for role in work)
     blocked = "" if done or paused or waiting or not same else _why_blocked(work, budget)
     return Step({role.name: role.plan for role in work}, capacity(work), done, blocked)
@@ -161,16 +163,7 @@ def _paired_capacity(roles: Sequence[Role], pairing: Mapping[tuple[str, str], st
 
 
 def _with(role: Role, plan: Iterable[str], ready: Iterable[bool]) -> Role:
-    return Role(
-        role.name,
-        role.wanted,
-        role.minimum,
-        role.target,
-        tuple(plan),
-        tuple(ready),
-        role.sets,
-        role.paired,
-    )
+    return replace(role, plan=tuple(plan), ready=tuple(ready))
 
 
 def _fitted(role: Role) -> Role:
@@ -220,7 +213,7 @@ def _flipped(role: Role, i: int) -> Role:
 def _new_share(role: Role, *, serving: bool = False) -> Fraction:
     pairs = zip(role.plan, role.ready, strict=True)
     new = sum(pod_hash == role.target and (ready or not serving) for pod_hash, ready in pairs)
-    return Fraction(new, max(1, role.wanted))
+    return min(Fraction(1), Fraction(new, max(1, role.wanted)))
 
 
 def _in_flight(role: Role) -> int:
@@ -232,7 +225,9 @@ def _allowed(before: Sequence[Role], after: Sequence[Role], new: Role, budget: B
     old = next(role for role in before if role.name == new.name)
     if len(new.plan) == len(old.plan):
         limit = max(1, budget.unavailable(old) + budget.surge(old))
-        if _in_flight(old) >= limit:
+        # Also a unit that does not serve is left to its revision until the others' new ones are
+        # there for it: with its like it may serve again, alone in the new one it cannot.
+        if _in_flight(old) >= limit or (old.paired and not _leads(before, old)):
             return False
     if sum(new.ready) == sum(old.ready):
         return True
@@ -240,10 +235,7 @@ def _allowed(before: Sequence[Role], after: Sequence[Role], new: Role, budget: B
         return False
     if sum(new.ready) < old.wanted - budget.unavailable(old):
         return False
-    left, had = capacity(after), capacity(before)
-    if left == had:
-        return True
-    return left >= min(budget.floor, had) and (len(new.plan) < len(old.plan) or _leads(before, old))
+    return capacity(after) >= min(budget.floor, capacity(before))
 
 
 def _leads(work: Sequence[Role], own: Role) -> bool:

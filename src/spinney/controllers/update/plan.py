@@ -18,7 +18,10 @@ PLAN = "spinney.dev/plan"
 ROLLOUT = "spinney.dev/rollout"
 """Annotation of a clique or scaling group: the revision it may replace its running units for.
 Absent where running units are left alone."""
-OWN = (PLAN, ROLLOUT)
+SHARED = "spinney.dev/shared-revisions"
+"""Annotation of a scaling group during an update: by pod-template hash of a role that stays as it
+is, the revisions it is part of, as the label `names.REVISION` has them: ``hash=a.b,…``."""
+OWN = (PLAN, ROLLOUT, SHARED)
 
 Plan = tuple[str, ...]
 
@@ -43,3 +46,14 @@ def read_plan(annotations: Mapping[str, str]) -> Plan | None:
             return None
         units += [revision] * int(count)
     return tuple(units)
+
+
+def write_shared(shared: Mapping[str, str]) -> str:
+    """Return *shared*, labels by pod-template hash, as an annotation has it."""
+    return ",".join(f"{pod_hash}={label}" for pod_hash, label in sorted(shared.items()))
+
+
+def read_shared(annotations: Mapping[str, str]) -> dict[str, str]:
+    """Return what the annotation `SHARED` says; nothing where it is absent."""
+    pairs = (pair.partition("=") for pair in annotations.get(SHARED, "").split(","))
+    return {pod_hash: label for pod_hash, _, label in pairs if pod_hash and label}

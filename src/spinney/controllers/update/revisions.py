@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from spinney.api import names
 from spinney.api.codec import without_nulls
 from spinney.api.core import ControllerRevision
 from spinney.api.grove_defaulting import GRACE_PERIOD_S
@@ -23,7 +24,7 @@ from spinney.controllers.template import generation_hash, pod_template_hash
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
-    from spinney.api.grove import PodCliqueSet, PodCliqueSetTemplate
+    from spinney.api.grove import PodClique, PodCliqueSet, PodCliqueSetTemplate
 
 HISTORY_LIMIT = 10
 """Revisions that are kept besides those in use, where the set does not say."""
@@ -148,6 +149,27 @@ def at(pcs: PodCliqueSet, revision: Revision) -> PodCliqueSet:
     return msgspec.structs.replace(pcs, spec=msgspec.structs.replace(pcs.spec, template=changed))
 
 
+def clique_as(
+    clique: PodClique, now: PodTemplate | None, then: PodTemplate, revision: Revision
+) -> PodClique:
+    """Return *clique*, whose template is *now*, with the template *then* of *revision*."""
+    ours = clique.labels if now is None else _except(clique.labels, now.labels)
+    notes = clique.metadata.annotations
+    theirs = notes if now is None else _except(notes, now.annotations)
+    labels = {**ours, names.POD_TEMPLATE_HASH: then.hash, names.REVISION: revision.id}
+    metadata = msgspec.structs.replace(
+        clique.metadata,
+        labels={**then.labels, **labels},
+        annotations={**then.annotations, **theirs},
+    )
+    spec = msgspec.structs.replace(clique.spec, pod_spec=then.pod_spec)
+    return msgspec.structs.replace(clique, metadata=metadata, spec=spec)
+
+
+def _except(values: Mapping[str, str], gone: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in values.items() if gone.get(key) != value}
+
+
 def to_store(pcs: PodCliqueSet, revision: Revision) -> ControllerRevision:
     """Return the object that keeps *revision*."""
     name = f"{pcs.name}-{revision.id}"
@@ -186,9 +208,8 @@ def surplus(
     """
     used = {current.id}
     for pod_hash in hashes:
-        used |= {r.id for r in stored if pod_hash in r.hashes.values()} and {
-            next(r.id for r in stored if pod_hash in r.hashes.values())
-        }
+        newest = next((r.id for r in stored if pod_hash in r.hashes.values()), None)
+        used |= {newest} if newest is not None else set()
     return list(itertools.islice((r for r in stored if r.id not in used), limit, None))
 
 
