@@ -18,19 +18,21 @@ from spinney.api.core import Node, Pod, PriorityClass
 from spinney.api.grove import ClusterTopologyBinding
 from spinney.api.meta import KubeObject
 from spinney.api.podgang import PodGang
+from spinney.api.queue import Queue
 from spinney.kube.errors import ApiError
 from spinney.kube.transport import TransportError
 from spinney.log import get_logger
-from spinney.scheduler.binder import Binder
+from spinney.scheduler.binder import Binder, Evictor
 from spinney.scheduler.cache import Cache
 from spinney.scheduler.config import SchedulerConfig
 from spinney.scheduler.cycle import CycleResult, run_cycle
+from spinney.scheduler.memory import Memory
 from spinney.scheduler.session import Session
 from spinney.scheduler.status import StatusWriter
 from spinney.scheduler.topology.placement_score import placement_score
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from spinney.kube.controller import Controller, Runtime
     from spinney.kube.events import EventRecorder
@@ -62,12 +64,14 @@ class Scheduler:
         self._cache = Cache(self._config.scheduler_names)
         self._binder = Binder(runtime.client, self._cache)
         self._status = StatusWriter(runtime.client, runtime.clock, events)
-        self._verdicts: Mapping[str, Verdict] = {}
+        self._memory = Memory()
+        self._clock = runtime.clock
         self._unsettled: set[str] = set()
         """Gangs of which something changed since their condition was looked at."""
         self._due = False
         self._pods = runtime.informer(Pod)
         self._gangs = runtime.informer(PodGang)
+        self._evictor = Evictor(runtime.client, runtime.clock, events, self._cache, self._pods)
         self._controller: Controller = runtime.controller("scheduler", self)
         self._watch(runtime)
 
@@ -79,6 +83,7 @@ class Scheduler:
         runtime.informer(PriorityClass).add_handler(
             self._feed(cache.set_priority_class, cache.remove_priority_class)
         )
+        runtime.informer(Queue).add_handler(self._feed(cache.set_queue, cache.remove_queue))
         runtime.informer(ClusterTopologyBinding).add_handler(
             self._feed(cache.set_topology, cache.remove_topology)
         )
@@ -139,13 +144,16 @@ class Scheduler:
     async def reconcile(self, key: str) -> None:
         """Run one cycle. Whatever it raises makes the next one come after a back-off."""
         self._due = False
-        if self._cache.pending:
-            snapshot = self._cache.snapshot()
-            result = run_cycle(snapshot, self._config, self._verdicts)
-            self._verdicts = result.verdicts
-            if result.bindings:
-                await self._bind(result)
-            await self._tell_unplaced(result)
+        now = self._clock.now()
+        result = run_cycle(self._cache.snapshot(now), self._config, memory=self._memory)
+        self._memory = result.memory
+        if result.memory.wake_at is not None:
+            self._controller.enqueue(KEY, max(DEBOUNCE_S, result.memory.wake_at - now))
+        if result.bindings:
+            await self._bind(result)
+        if result.evictions:
+            await self._evict(result)
+        await self._tell_unplaced(result)
         await self._settle()
 
     async def _bind(self, result: CycleResult) -> None:
@@ -156,12 +164,20 @@ class Scheduler:
             self._due = True
             self._controller.enqueue(KEY, RETRY_S)
 
+    async def _evict(self, result: CycleResult) -> None:
+        failed = await self._evictor.evict(result.evictions)
+        for gang in {eviction.made_for for eviction in failed}:
+            self._memory = self._memory.without_reservation(gang)
+        if failed:
+            self._due = True
+            self._controller.enqueue(KEY, RETRY_S)
+
     async def _tell_unplaced(self, result: CycleResult) -> None:
         for verdict in result.verdicts.values():
             if verdict.kind == "waiting" or not verdict.left:
                 continue
             gang = self._gangs.get_key(verdict.gang)
-            if gang is not None and verdict.kind == "unplaced":
+            if gang is not None and verdict.kind in ("unplaced", "pipelined"):
                 await self._status.gang_unplaced(gang, verdict.reason)
             await self._tell_pods(verdict, report=gang is None)
 
