@@ -13,32 +13,36 @@ if TYPE_CHECKING:
     from spinney.clock import Clock
 
 SETTLE_S = 0.25
+"""How long a change waits that readers act on."""
+PROGRESS_S = 2.0
+"""How long one waits that only says how far a start has come."""
 _EPSILON_S = 1e-6
 
 
 class Pacer:
-    """Remembers, by key, when a pending change is to be written."""
+    """Remembers, by key, since when a change waits to be written."""
 
     def __init__(self, clock: Clock, settle_s: float = SETTLE_S) -> None:
         self._clock = clock
         self._settle_s = settle_s
-        self._due: dict[str, float] = {}
+        self._noticed: dict[str, float] = {}
 
-    def wait_s(self, key: str, *, changed: bool) -> float | None:
+    def wait_s(self, key: str, *, changed: bool, progress: bool = False) -> float | None:
         """Tell how long to wait before writing: 0 for now, None when nothing is to be written.
 
-        After 0 the change counts as written.
+        A change that is but *progress* may wait longer. After 0 the change counts as written.
         """
         if not changed:
-            self._due.pop(key, None)
+            self._noticed.pop(key, None)
             return None
         now = self._clock.now()
-        left = self._due.setdefault(key, now + self._settle_s) - now
+        settle_s = PROGRESS_S if progress else self._settle_s
+        left = self._noticed.setdefault(key, now) + settle_s - now
         if left > _EPSILON_S:
             return left
-        del self._due[key]
+        del self._noticed[key]
         return 0.0
 
     def forget(self, key: str) -> None:
         """Drop what is known of an object that is gone."""
-        self._due.pop(key, None)
+        self._noticed.pop(key, None)

@@ -27,7 +27,7 @@ from spinney.controllers.podclique.decide import (
     decide,
 )
 from spinney.controllers.podclique.pod import WAIT_IMAGE, build_pod
-from spinney.controllers.podclique.status import clique_status
+from spinney.controllers.podclique.status import clique_status, is_progress
 from spinney.controllers.podclique.unseen import UnseenWrites
 from spinney.controllers.template import clique_count
 from spinney.kube.controller import Result
@@ -248,7 +248,8 @@ class PodCliqueReconciler:
         now = rfc3339(self._clock.now())
         status = clique_status(clique, pods, _last_errors(clique, errors, now), now)
         patch = actions.status_patch(clique, msgspec.structs.replace(clique, status=status))
-        wait_s = self._pacer.wait_s(key, changed=bool(patch))
+        progress = is_progress(clique, status)
+        wait_s = self._pacer.wait_s(key, changed=bool(patch), progress=progress)
         if wait_s == 0.0:
             lost = clique.status.scheduled_replicas > 0 and status.scheduled_replicas == 0
             if lost and clique_count(clique).target > 0:

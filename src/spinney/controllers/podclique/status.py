@@ -68,6 +68,21 @@ def clique_status(
     )
 
 
+def is_progress(clique: PodClique, status: PodCliqueStatus) -> bool:
+    """Tell whether *status*, compared with what is written, only tells of a start that goes on.
+
+    That all are ready is news, and so is every loss and every failure.
+    """
+    before = clique.status
+    return (
+        status.ready_replicas < clique_count(clique).target
+        and status.ready_replicas >= before.ready_replicas
+        and status.scheduled_replicas >= before.scheduled_replicas
+        and status.replicas >= before.replicas
+        and status.last_errors == before.last_errors
+    )
+
+
 def lacks_minimum(clique: PodClique, pods: Sequence[Pod]) -> bool:
     """Tell whether *pods*, all that the clique controls, are a breach of its minimum."""
     live = [pod for pod in pods if is_live(pod)]

@@ -109,7 +109,8 @@ class PodGangReconciler:
         backend = await self._handover.backend(gang.labels.get(names.SCHEDULER_NAME, ""))
         status = gang_status(gang, seen.pods, rfc3339(self._clock.now()), backend)
         patch = status_patch(gang, msgspec.structs.replace(gang, status=status))
-        wait_s = self._pacer.wait_s(gang.key, changed=bool(patch))
+        progress = {gang.status.phase, status.phase} <= {"Pending", "Starting"}
+        wait_s = self._pacer.wait_s(gang.key, changed=bool(patch), progress=progress)
         if wait_s == 0.0:
             # A default is not sent by itself, and the schema requires the phase.
             patch["status"]["phase"] = status.phase
