@@ -30,6 +30,7 @@ from spinney.api.grove_fields import (
 )
 from spinney.api.grove_mnnvl import check_mnnvl
 from spinney.api.grove_sharing import check_sharing
+from spinney.api.grove_update_strategy import check_update_strategy
 from spinney.api.quantity import parse_duration_s
 from spinney.errors import BadInputError
 
@@ -74,6 +75,7 @@ def validate_pod_clique_set(
     errors += _check_groups(template)
     errors += _check_name_budget(pcs)
     errors += _check_starts_after(template)
+    errors += check_update_strategy(pcs)
     if old is None:
         errors += _check_new_pod_specs(template)
     errors += check_mnnvl(pcs, enabled=policy.mnnvl_enabled)  # M1, M2

@@ -22,6 +22,7 @@ from spinney.controllers.pod_state import (
     why_not_ready,
 )
 from spinney.controllers.template import clique_count
+from spinney.controllers.update.plan import PLAN, ROLLOUT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -97,6 +98,9 @@ def _breached(clique: PodClique, live: Sequence[Pod], errors: Sequence[LastError
     broken = [pod for pod in scheduled if not is_ready(pod) and _is_broken(pod)]
     failed = "".join(f"; {error.description}" for error in errors[:1])
     message = f"{ready} of {needed} needed pods are ready{_reasons(live)}{failed}{count.remark}"
+    short = len(scheduled) - len(broken) < needed
+    if short and _is_updating(clique, live):
+        return _condition(MIN_AVAILABLE_BREACHED, "Unknown", "UpdateInProgress", message)
     if len(scheduled) < needed:
         return _condition(
             MIN_AVAILABLE_BREACHED, "True", "ScheduledReplicasBelowMinAvailable", message
@@ -104,6 +108,15 @@ def _breached(clique: PodClique, live: Sequence[Pod], errors: Sequence[LastError
     if len(scheduled) - len(broken) < needed:
         return _condition(MIN_AVAILABLE_BREACHED, "True", "InsufficientReadyPods", message)
     return _condition(MIN_AVAILABLE_BREACHED, "False", "SufficientReadyPods", message)
+
+
+def _is_updating(clique: PodClique, live: Sequence[Pod]) -> bool:
+    """Tell whether an update is replacing the pods: what is missing then is missing on purpose."""
+    if PLAN in clique.metadata.annotations:
+        return True
+    own = clique.labels.get(names.POD_TEMPLATE_HASH, "")
+    old = any(pod.labels.get(names.POD_TEMPLATE_HASH) != own for pod in live)
+    return old and ROLLOUT in clique.metadata.annotations
 
 
 def _is_broken(pod: Pod) -> bool:

@@ -17,6 +17,7 @@ from spinney.controllers.template import (
     group_count,
     member_cliques,
 )
+from spinney.controllers.update.plan import PLAN, ROLLOUT
 from spinney.controllers.update.revisions import of_template
 
 if TYPE_CHECKING:
@@ -99,6 +100,19 @@ def group_status(
     )
 
 
+def is_progress(group: PodCliqueScalingGroup, status: PodCliqueScalingGroupStatus) -> bool:
+    """Tell whether *status*, compared with what is written, only tells of a start that goes on."""
+    before = group.status
+    known = find_condition(before.conditions, MIN_AVAILABLE_BREACHED)
+    now = find_condition(status.conditions, MIN_AVAILABLE_BREACHED)
+    return (
+        status.available_replicas < group_count(group).target
+        and status.available_replicas >= before.available_replicas
+        and status.replicas >= before.replicas
+        and (known is None or now is None or known.status == now.status)
+    )
+
+
 def _replica(cliques: Sequence[PodClique], hashes: Mapping[str, str]) -> _Replica:
     complete = len(cliques) == len(hashes)
     wanted = set(hashes.values())
@@ -141,6 +155,13 @@ def _breached(
     message = (
         f"{available} of {needed} needed replicas are available{_reasons(cliques)}{count.remark}"
     )
+    if sound < needed and _is_updating(group, replicas):
+        return Condition(
+            type=MIN_AVAILABLE_BREACHED,
+            status="Unknown",
+            reason="UpdateInProgress",
+            message=message,
+        )
     if sound < needed:
         return Condition(
             type=MIN_AVAILABLE_BREACHED,
@@ -154,6 +175,12 @@ def _breached(
         reason="SufficientAvailablePodCliqueScalingGroupReplicas",
         message=message,
     )
+
+
+def _is_updating(group: PodCliqueScalingGroup, replicas: Sequence[_Replica]) -> bool:
+    """Tell whether an update is replacing replicas: what is missing then is missing on purpose."""
+    told = group.metadata.annotations
+    return PLAN in told or (ROLLOUT in told and not all(r.updated for r in replicas))
 
 
 def _reasons(cliques: Sequence[PodClique]) -> str:

@@ -123,7 +123,9 @@ def step(roles: Sequence[Role], budget: Budget, *, paused: bool = False) -> Step
 def _amount(value: int | str, whole: int, rounded: object) -> int:
     if isinstance(value, int):
         return max(0, value)
-    exact = Fraction(int(value.rstrip("%")) * whole, 100)
+    percent = value.rstrip("%")
+    # Admission refuses what is no number; where it did not run, it allows nothing.
+    exact = Fraction(int(percent) * whole, 100) if percent.isdecimal() else Fraction(0)
     return math.ceil(exact) if rounded is math.ceil else math.floor(exact)
 
 
