@@ -137,6 +137,11 @@ def test_nothing_is_released_while_a_pod_cannot_be_created() -> None:
         (error,) = (await farm.clique("s-0-b")).status.last_errors
         assert "the quota of s-0-b is used up" in error.description
         assert all(map(is_gated, await farm.pods()))
+
+        async def made() -> bool:
+            return "s-0" in await farm.names(PodGang)
+
+        await farm.until(made, "the gang is there, though its pods are not")
         assert (await farm.gang("s-0")).spec.pod_groups[0].pod_references == []
 
         async def told() -> bool:

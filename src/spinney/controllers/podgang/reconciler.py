@@ -12,7 +12,7 @@ import msgspec
 
 from spinney.api import codec, names
 from spinney.api.podgang import PodGang
-from spinney.clock import rfc3339
+from spinney.clock import parse_rfc3339, rfc3339
 from spinney.controllers import identity
 from spinney.controllers.actions import (
     Change,
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from spinney.controllers.identity import GangIdentity
     from spinney.controllers.world import World
     from spinney.kube.client import KubeClient
+
+FILL_S = 2.0
+"""Age of a gang's newest clique at which the gang is made even if its pods are not there yet."""
 
 T = TypeVar("T", bound="KubeObject")
 
@@ -94,6 +97,8 @@ class PodGangReconciler:
         wanted = wanted_gang(pcs, which, name, seen)
         gang = seen.gang
         if gang is None:
+            if wait_s := self._wait_s(wanted, seen):
+                return Result(wait_s)
             await perform(self._client, [Create(wanted)])
             return None
         if patch := _changes(gang, wanted):
@@ -104,6 +109,16 @@ class PodGangReconciler:
         report_s = await self._report(gang, seen)
         waits = [s for s in (again_s, report_s) if s]
         return Result(min(waits)) if waits else None
+
+    def _wait_s(self, wanted: PodGang, seen: Observation) -> float:
+        """Return how long to wait for pods that are being created, to list them from the start."""
+        groups = wanted.spec.pod_groups
+        if all(group.pod_references or not group.min_replicas for group in groups):
+            return 0.0
+        members = (seen.cliques.get(group.name) for group in groups)
+        made = (clique.metadata.creation_timestamp for clique in members if clique is not None)
+        newest_s = max((parse_rfc3339(at) for at in made if at), default=0.0)
+        return max(0.0, newest_s + FILL_S - self._clock.now())
 
     async def _report(self, gang: PodGang, seen: Observation) -> float | None:
         backend = await self._handover.backend(gang.labels.get(names.SCHEDULER_NAME, ""))

@@ -12,7 +12,7 @@ from spinney.controllers import identity
 from spinney.controllers.actions import Create, Delete, perform, status_patch
 from spinney.controllers.pacing import Pacer
 from spinney.controllers.scalinggroup.decide import decide, template_of
-from spinney.controllers.scalinggroup.status import group_status
+from spinney.controllers.scalinggroup.status import group_status, is_progress
 from spinney.kube.controller import Result
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ class ScalingGroupReconciler:
             pcs, group, template, existing, rfc3339(self._clock.now()), self._world.target(pcs)
         )
         patch = status_patch(group, msgspec.structs.replace(group, status=status))
-        wait_s = self._pacer.wait_s(group.key, changed=bool(patch))
+        progress = is_progress(group, status)
+        wait_s = self._pacer.wait_s(group.key, changed=bool(patch), progress=progress)
         if wait_s == 0.0:
             await self._client.patch(
                 PodCliqueScalingGroup, group.name, patch, group.namespace, subresource="status"
