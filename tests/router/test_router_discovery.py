@@ -13,7 +13,7 @@ from tests.kube.fake_api import FakeApi
 from tests.router.fake_workers import QUICK, until
 
 from spinney.api import codec
-from spinney.api.core import Container, ContainerPort, Pod, PodSpec, PodStatus
+from spinney.api.core import Container, ContainerPort, Node, Pod, PodSpec, PodStatus
 from spinney.api.meta import Condition, ObjectMeta
 from spinney.clock import SystemClock
 from spinney.ids import RandomIds
@@ -64,6 +64,17 @@ WORKER = Worker("w", "http://127.1.0.1:8001", Role.PREFILL, frozenset({"m"}), ui
             id="a name no label can hold",
         ),
         pytest.param(pod(ip="fd00::1"), replace(WORKER, url="http://[fd00::1]:8001"), id="IPv6"),
+        pytest.param(
+            pod(
+                ports=[
+                    HTTP,
+                    ContainerPort(container_port=5557, name="kv-events"),
+                    ContainerPort(container_port=5558, name="kv-replay"),
+                ]
+            ),
+            replace(WORKER, kv_events="tcp://127.1.0.1:5557", kv_replay="tcp://127.1.0.1:5558"),
+            id="ports of KV events",
+        ),
         pytest.param(pod(role="router"), None, id="a router"),
         pytest.param(pod(ip=""), None, id="no address yet"),
         pytest.param(pod(ports=[]), None, id="no port"),
@@ -125,6 +136,35 @@ def test_workers_come_change_and_go_with_their_pods():
             await until(lambda: seen() == {"w1": False}, "it is gone")
             assert changes[-1] == source.workers()
             assert "role" in api.requests[0].query["labelSelector"]
+
+    asyncio.run(main())
+
+
+def test_workers_are_where_their_nodes_are():
+    async def main():
+        api = FakeApi()
+        client = KubeClient(api)
+        pods = Informer(client, Pod, "ns", rng=random.Random(1), labels=WORKER_SELECTOR)
+        source = PodWorkers(pods, Informer(client, Node, rng=random.Random(2)))
+        watching = asyncio.create_task(source.run())
+
+        def node(name, rack):
+            labels = {"kubernetes.io/hostname": name, "topology.kubernetes.io/rack": rack}
+            made = Node(metadata=ObjectMeta(name=name, uid=name, labels=labels))
+            api.put(f"/api/v1/nodes/{name}", json.loads(codec.encode(made)))
+
+        placed = pod("w")
+        placed.spec.node_name = "n1"
+        put(api, placed)
+        await until(lambda: bool(source.workers()), "the worker is known")
+        assert source.workers()[0].places == ()
+        node("n0", "r0")
+        node("n1", "r1")
+        await until(lambda: source.workers()[0].places == ("n1", "r1", ""), "and where it is")
+        node("n1", "r2")
+        await until(lambda: source.workers()[0].places == ("n1", "r2", ""), "the node is moved")
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
 
     asyncio.run(main())
 

@@ -20,14 +20,16 @@ import uvicorn
 import uvloop
 from prometheus_client import CollectorRegistry
 
-from spinney.api.core import Pod
+from spinney.api.core import Node, Pod
 from spinney.api.selectors import parse_labels
 from spinney.clock import SystemClock
 from spinney.errors import BadInputError, SpinneyError
 from spinney.ids import RandomIds
 from spinney.kv.event_stream import subscribe
 from spinney.log import configure, get_logger
+from spinney.perfmodel.profile import load_step_model
 from spinney.router.assembly import Router, assemble
+from spinney.router.costs import ModelCosts
 from spinney.router.limits import Limits
 from spinney.router.picker import Policy
 from spinney.router.pods import WORKER_SELECTOR, PodWorkers
@@ -67,8 +69,9 @@ _deadline = click.FloatRange(min=0.001)
     "--worker",
     "workers",
     multiple=True,
-    metavar="ROLE[:NAME]=URL[,kv-events=URL[,kv-replay=URL]]",
-    help="A worker, instead of looking for pods; repeat it. ROLE is prefill, decode or both.",
+    metavar="ROLE[:NAME]=URL[,KEY=VALUE...]",
+    help="A worker, instead of looking for pods; repeat it. ROLE is prefill, decode or both; keys "
+    "are kv-events, kv-replay, host, rack, zone.",
 )
 @click.option(
     "--model",
@@ -85,6 +88,15 @@ _deadline = click.FloatRange(min=0.001)
     multiple=True,
     metavar="[MODEL=]DIR",
     help="A model's directory, or 'demo': its prompts are looked up by token, as KV events are.",
+)
+@click.option(
+    "--profile",
+    help="A performance profile, shipped or a file: workers are weighed in its milliseconds.",
+)
+@click.option(
+    "--topology",
+    is_flag=True,
+    help="Read the labels of nodes, and prefer pairs of workers that are near each other.",
 )
 @click.option(
     "--local-prefill-below",
@@ -162,6 +174,8 @@ class Options:
     selector: str
     kubeconfig: str | None
     tokenizers: tuple[str, ...]
+    profile: str | None
+    topology: bool
     local_prefill_below: int
     connect_timeout: float
     prefill_deadline: float
@@ -183,8 +197,16 @@ class Options:
                 f"--worker: {', '.join(twice)} is named twice; write ROLE:NAME=URL with names "
                 f"that differ"
             )
+        self.policy()
         if self.workers and (self.selector or self.kubeconfig):
             raise BadInputError("--worker and --selector or --kubeconfig exclude each other")
+
+    def policy(self) -> Policy:
+        """Return how workers are weighed; raise BadInputError for an unusable profile."""
+        if self.profile is None:
+            return Policy(local_prefill_below_tokens=self.local_prefill_below)
+        costs = ModelCosts(load_step_model(self.profile))
+        return Policy(local_prefill_below_tokens=self.local_prefill_below, costs=costs)
 
     def limits(self) -> Limits:
         """Return the bounds that the flags set."""
@@ -236,7 +258,7 @@ async def run(options: Options, listener: socket.socket) -> None:
             source,
             upstream,
             limits=limits,
-            policy=Policy(local_prefill_below_tokens=options.local_prefill_below),
+            policy=options.policy(),
             rng=rng,
             clock=SystemClock(),
             ids=RandomIds(random.Random(rng.getrandbits(128))),
@@ -288,7 +310,8 @@ async def _source(options: Options, rng: random.Random) -> AsyncIterator[WorkerS
     labels = ",".join(filter(None, (options.selector, WORKER_SELECTOR)))
     client = KubeClient(transport, field_manager="spinney-router")
     try:
-        yield PodWorkers(Informer(client, Pod, options.namespace, rng=rng, labels=labels))
+        pods = Informer(client, Pod, options.namespace, rng=rng, labels=labels)
+        yield PodWorkers(pods, Informer(client, Node, rng=rng) if options.topology else None)
     finally:
         await transport.close()
 

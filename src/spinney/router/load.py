@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from spinney.router.limits import Limits
+    from spinney.router.table import WorkerTable
 
 
 class Work:
@@ -155,7 +156,7 @@ class RetryBudget:
         return True
 
 
-def view_of(workers: tuple[Worker, ...], ledger: Ledger, faults: Faults, now_s: float) -> View:
+def view_of(table: WorkerTable, ledger: Ledger, faults: Faults, now_s: float) -> View:
     """Return the frozen view that a choice is made from."""
     loads: Mapping[str, Load] = ledger.loads()
-    return View(workers, loads, faults.avoided(now_s))
+    return View(table.workers(), loads, faults.avoided(now_s), table.rosters)

@@ -1,8 +1,8 @@
 """Who serves this request: filter → score → pick, over a frozen view.
 
 The decision is a function of its arguments; the same view, ask and random state give the same
-choice. Prefill and decode are chosen together. All scores are in prompt tokens: the work a worker
-has before it and the work this request would add.
+choice. Prefill and decode are chosen together, as the pair of the lowest sum. All scores are in one
+unit, that of `Policy.costs`: the work a worker has before it and the work this request would add.
 
 Invariant: a choice never names a worker that is not ready, is draining, serves another model or
 has another role than the stage needs.
@@ -14,12 +14,14 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from heapq import nsmallest
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from spinney.perfmodel.step_model import Distance
+from spinney.router.costs import Costs, TokenCosts
 from spinney.router.workers import Role, Stage, Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, MutableMapping
     from random import Random
 
 
@@ -39,6 +41,16 @@ IDLE = Load()
 
 
 @dataclass(frozen=True, slots=True)
+class Roster:
+    """The workers that can serve one model now."""
+
+    decoders: list[Worker]
+    prefillers: list[Worker]
+    rejected: Counter[str]
+    """How many were taken out, by why."""
+
+
+@dataclass(frozen=True, slots=True)
 class View:
     """All that a choice is made from."""
 
@@ -46,6 +58,17 @@ class View:
     loads: Mapping[str, Load] = field(default_factory=dict)
     avoided: frozenset[str] = frozenset()
     """Workers that failed a short while ago."""
+    rosters: MutableMapping[str, Roster] = field(default_factory=dict, compare=False, repr=False)
+    """By model, what follows from *workers* alone: found once, for all views of the same ones."""
+
+    def roster(self, model: str) -> Roster:
+        """Return who can serve *model*."""
+        found = self.rosters.get(model)
+        if found is None:
+            found = _roster(model, self.workers)
+            if found.decoders or found.prefillers:  # Clients may make up any number of names.
+                self.rosters[model] = found
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +94,9 @@ class Policy:
 
     local_prefill_below_tokens: int = 0
     """Prompts with fewer uncached tokens on the decode worker are prefilled there."""
-    decode_request_tokens: float = 16.0
-    """What one decoding sequence weighs, in prefill tokens."""
-    context_token_weight: float = 1 / 16
-    """What one token of a decoding sequence's context weighs, in prefill tokens."""
     prefix_weight: float = 1.0
     """How much a cached token is believed in, from 0 to 1."""
+    costs: Costs = field(default_factory=TokenCosts)
 
 
 class Mode(StrEnum):
@@ -98,6 +118,8 @@ class Candidate:
     cost: float
     uncached_tokens: int
     cached_tokens: int
+    terms: Mapping[str, float]
+    """What the cost is the sum of; ``transfer`` is known of a pair only, and stands at the pick."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +129,9 @@ class Pick:
     worker: Worker
     cost: float
     reason: str
-    """``only-one``, ``prefix``, ``least-work`` or ``last-resort``."""
+    """``only-one``, ``prefix``, ``least-work``, ``near`` or ``last-resort``."""
+    terms: Mapping[str, float] = field(default_factory=dict)
+    """What the cost is the sum of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +146,9 @@ class Choice:
     """The cheapest `SHOWN_CANDIDATES` of each stage."""
     rejected: Mapping[str, int] = field(default_factory=dict)
     """How many workers each filter took out."""
+    unit: str = "tokens"
+    first_token: float = 0.0
+    """What it costs until the first token, in that unit: queue, prefill and transfer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,50 +163,65 @@ SHOWN_CANDIDATES = 8
 
 def pick(ask: Ask, view: View, policy: Policy, rng: Random) -> Choice | Nobody:
     """Return who serves *ask*; *rng* is asked only to break ties."""
-    eligible, rejected = _filter(ask, view.workers)
-    decoders, last_resort = _decoders(eligible, ask, view, rejected)
+    roster = view.roster(ask.model)
+    rejected = Counter(roster.rejected)
+    decoders, last_resort = _decoders(roster.decoders, ask, view, rejected)
     if not decoders:
         return Nobody(dict(rejected))
     may_split = ask.splittable and not ask.local
-    prefillers = _prefillers(eligible, ask, view, rejected) if may_split else []
+    prefillers = _prefillers(roster.prefillers, ask, view, rejected) if may_split else []
     table = _Table(ask, view, policy, rng)
     option = _cheapest(table, decoders, prefillers)
     decode = replace(option.decode, reason="last-resort") if last_resort else option.decode
     shown = (*table.shown(Stage.PREFILL, prefillers), *table.shown(Stage.DECODE, decoders))
-    return Choice(option.mode, decode, option.prefill, option.why, shown, dict(rejected))
+    return Choice(
+        option.mode,
+        decode,
+        option.prefill,
+        option.why,
+        shown,
+        dict(rejected),
+        policy.costs.unit,
+        option.first_token,
+    )
 
 
 def pick_prefill(ask: Ask, view: View, policy: Policy, rng: Random) -> Pick | None:
     """Return another prefill worker for *ask*, or None when there is none left."""
-    eligible, rejected = _filter(ask, view.workers)
-    prefillers = _prefillers(eligible, ask, view, rejected)
-    return _Table(ask, view, policy, rng).least(prefillers, Cost.PREFILL) if prefillers else None
+    prefillers = _prefillers(view.roster(ask.model).prefillers, ask, view, Counter())
+    if not prefillers:
+        return None
+    table = _Table(ask, view, policy, rng)
+    costs = [table.prefill(worker).total for worker in prefillers]
+    at = table.least(prefillers, costs)
+    return table.pick(prefillers[at], table.prefill(prefillers[at]), len(prefillers))
 
 
 # Filter
 
 
-def _filter(ask: Ask, workers: Iterable[Worker]) -> tuple[list[Worker], Counter[str]]:
-    rejected: Counter[str] = Counter()
-    kept = []
+def _roster(model: str, workers: Iterable[Worker]) -> Roster:
+    roster = Roster([], [], Counter())
     for worker in workers:
-        if ask.model not in worker.models:
-            rejected["model"] += 1
+        if model not in worker.models:
+            roster.rejected["model"] += 1
         elif worker.draining:
-            rejected["draining"] += 1
+            roster.rejected["draining"] += 1
         elif not worker.ready:
-            rejected["not-ready"] += 1
+            roster.rejected["not-ready"] += 1
+        elif worker.decodes:
+            roster.decoders.append(worker)
         else:
-            kept.append(worker)
-    return kept, rejected
+            roster.prefillers.append(worker)
+    return roster
 
 
 def _decoders(
-    eligible: list[Worker], ask: Ask, view: View, rejected: Counter[str]
+    found: list[Worker], ask: Ask, view: View, rejected: Counter[str]
 ) -> tuple[list[Worker], bool]:
     """Return who can decode; those that failed lately or before only when there is nobody else."""
-    found = [worker for worker in eligible if worker.decodes]
-    fresh = [w for w in found if w.name not in ask.tried_decode and w.name not in view.avoided]
+    out = ask.tried_decode | view.avoided
+    fresh = [worker for worker in found if worker.name not in out] if out else found
     if fresh:
         if len(fresh) < len(found):
             rejected["failed-lately"] += len(found) - len(fresh)
@@ -188,11 +230,9 @@ def _decoders(
     return untried or found, bool(found)
 
 
-def _prefillers(
-    eligible: list[Worker], ask: Ask, view: View, rejected: Counter[str]
-) -> list[Worker]:
-    found = [worker for worker in eligible if worker.role is Role.PREFILL]
-    kept = [w for w in found if w.name not in ask.tried_prefill and w.name not in view.avoided]
+def _prefillers(found: list[Worker], ask: Ask, view: View, rejected: Counter[str]) -> list[Worker]:
+    out = ask.tried_prefill | view.avoided
+    kept = [worker for worker in found if worker.name not in out] if out else found
     if len(kept) < len(found):
         rejected["prefill-failed-lately"] += len(found) - len(kept)
     return kept
@@ -201,44 +241,70 @@ def _prefillers(
 # Score
 
 
-class Cost(StrEnum):
-    """What is asked of a worker."""
+class _Terms(NamedTuple):
+    """What a worker costs a request, by where it comes from."""
 
-    PREFILL = "prefill"
-    DECODE = "decode"
-    WHOLE = "whole"
+    queue: float = 0.0
+    prefill: float = 0.0
+    decode: float = 0.0
+    stall: float = 0.0
+    transfer: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.queue + self.prefill + self.decode + self.stall + self.transfer
+
+    def named(self) -> dict[str, float]:
+        return {name: round(cost, 3) for name, cost in self._asdict().items() if cost}
 
 
 class _Table:
-    """The costs of workers for one request, in prompt tokens; lower is better."""
+    """The costs of workers for one request; lower is better."""
 
-    __slots__ = ("_ask", "_loads", "_policy", "_rng")
+    __slots__ = ("_ask", "_cached", "_costs", "_loads", "_policy", "_rng")
 
     def __init__(self, ask: Ask, view: View, policy: Policy, rng: Random) -> None:
         self._ask = ask
         self._loads = view.loads
         self._policy = policy
+        self._costs = policy.costs
         self._rng = rng
+        weight, most = policy.prefix_weight, ask.prompt_tokens
+        self._cached = {
+            name: min(most, round(weight * count)) for name, count in ask.cached.items() if count
+        }
 
     def uncached(self, worker: Worker) -> int:
         """Return the prompt tokens that *worker* would have to compute."""
-        cached = self._ask.cached.get(worker.name)
-        if not cached:
-            return self._ask.prompt_tokens
-        return max(0, self._ask.prompt_tokens - round(self._policy.prefix_weight * cached))
+        return self._ask.prompt_tokens - self._cached.get(worker.name, 0)
 
-    def cost(self, worker: Worker, of: Cost) -> float:
-        """Return the work before *worker* and the work that this request adds."""
+    def prefill(self, worker: Worker) -> _Terms:
+        """Return what it costs to have *worker* compute the prompt for another."""
+        queued = self._loads.get(worker.name, IDLE).prefill_tokens
+        cached = self._cached.get(worker.name, 0)
+        costs = self._costs
+        return _Terms(costs.queued(queued), costs.prefill(self._ask.prompt_tokens, cached))
+
+    def decode(self, worker: Worker) -> _Terms:
+        """Return what it costs to have *worker* decode, once it has the prompt."""
         load = self._loads.get(worker.name, IDLE)
-        if of is Cost.PREFILL:
-            return load.prefill_tokens + self.uncached(worker)
-        policy = self._policy
-        decode = (
-            load.decode_requests * policy.decode_request_tokens
-            + load.context_tokens * policy.context_token_weight
-            + load.prefill_tokens  # Prefills interrupt the sequences that decode.
+        costs = self._costs
+        # Prefills that wait there interrupt the sequences that decode.
+        return _Terms(
+            queue=costs.queued(load.prefill_tokens),
+            decode=costs.decode(load.decode_requests, load.context_tokens, self._ask.prompt_tokens),
         )
-        return decode if of is Cost.DECODE else decode + self.uncached(worker)
+
+    def whole(self, worker: Worker) -> _Terms:
+        """Return what it costs to have *worker* do both."""
+        load = self._loads.get(worker.name, IDLE)
+        prefill = self._costs.prefill(self._ask.prompt_tokens, self._cached.get(worker.name, 0))
+        stall = self._costs.stall(load.decode_requests, prefill)
+        return self.decode(worker)._replace(prefill=prefill, stall=stall)
+
+    def transfer(self, worker: Worker, distance: Distance | None) -> float:
+        """Return what it costs to move to *worker* what it has not cached."""
+        return self._costs.transfer(self.uncached(worker), distance)
 
     def may_serve_whole(
         self, decoders: list[Worker], prefillers: list[Worker]
@@ -251,37 +317,41 @@ class _Table:
         if not prefillers:
             return decoders, "no-prefill-worker"
         below = self._policy.local_prefill_below_tokens
-        short = [worker for worker in decoders if self.uncached(worker) < below]
-        if short:
-            return short, "short-prompt"
+        if below:
+            short = [worker for worker in decoders if self.uncached(worker) < below]
+            if short:
+                return short, "short-prompt"
+        if self._costs.weighs_modes:
+            return decoders, "cheaper-whole"
         return [worker for worker in decoders if worker.role is Role.BOTH], "serves-whole"
 
-    def least(self, workers: list[Worker], of: Cost) -> Pick:
-        """Return the cheapest of *workers*, which must not be empty."""
-        costs = [self.cost(worker, of) for worker in workers]
+    def least(self, workers: list[Worker], costs: list[float]) -> int:
+        """Return where the cheapest of *workers* is; chance decides between equals."""
         best = min(costs)
-        tied = sorted(
-            (worker for worker, cost in zip(workers, costs, strict=True) if cost == best),
-            key=lambda worker: worker.name,
-        )
-        worker = tied[0] if len(tied) == 1 else self._rng.choice(tied)
-        return Pick(worker, best, self._reason(worker, len(workers), of))
+        if costs.count(best) == 1:
+            return costs.index(best)
+        tied = [at for at, cost in enumerate(costs) if cost == best]
+        return self._rng.choice(sorted(tied, key=lambda at: workers[at].name))
 
-    def _reason(self, worker: Worker, among: int, of: Cost) -> str:
+    def pick(self, worker: Worker, terms: _Terms, among: int, *, near: bool = False) -> Pick:
+        """Return *worker* as picked, and why."""
         if among == 1:
-            return "only-one"
-        if of is not Cost.DECODE and self._ask.cached.get(worker.name):
-            return "prefix"
-        return "least-work"
+            reason = "only-one"
+        elif terms.prefill and self._ask.cached.get(worker.name):
+            reason = "prefix"
+        else:
+            reason = "near" if near else "least-work"
+        return Pick(worker, terms.total, reason, terms.named())
 
     def shown(self, stage: Stage, workers: list[Worker]) -> Iterator[Candidate]:
         """Yield what is worth remembering of the cheapest *workers*."""
-        of = Cost.PREFILL if stage is Stage.PREFILL else Cost.DECODE
-        costs = ((self.cost(worker, of), index) for index, worker in enumerate(workers))
+        terms_of = self.prefill if stage is Stage.PREFILL else self.decode
+        costs = ((terms_of(worker).total, index) for index, worker in enumerate(workers))
         for cost, index in nsmallest(SHOWN_CANDIDATES, costs):
             worker = workers[index]
             uncached, cached = self.uncached(worker), self._ask.cached.get(worker.name, 0)
-            yield Candidate(worker.name, stage, cost, uncached, cached)
+            named = terms_of(worker).named()
+            yield Candidate(worker.name, stage, cost, uncached, cached, named)
 
 
 # Pick
@@ -294,6 +364,7 @@ class _Option:
     decode: Pick
     prefill: Pick | None
     cost: float
+    first_token: float
 
 
 def _cheapest(table: _Table, decoders: list[Worker], prefillers: list[Worker]) -> _Option:
@@ -302,12 +373,8 @@ def _cheapest(table: _Table, decoders: list[Worker], prefillers: list[Worker]) -
     if not prefillers or (whole is not None and whole.why == "short-prompt"):
         assert whole is not None
         return whole
-    prefill = table.least(prefillers, Cost.PREFILL)
-    decode = table.least(decoders, Cost.DECODE)
-    cost = prefill.cost + decode.cost
-    if whole is not None and whole.cost <= cost:
-        return whole
-    return _Option(Mode.DISAGGREGATED, "split", decode, prefill, cost)
+    split = _split(table, decoders, prefillers)
+    return whole if whole is not None and whole.cost <= split.cost else split
 
 
 def _whole(table: _Table, decoders: list[Worker], prefillers: list[Worker]) -> _Option | None:
@@ -315,9 +382,97 @@ def _whole(table: _Table, decoders: list[Worker], prefillers: list[Worker]) -> _
     able, why = table.may_serve_whole(decoders, prefillers)
     if not able:
         return None
-    best = table.least(able, Cost.WHOLE)
-    both = best.worker.role is Role.BOTH
-    mode = Mode.AGGREGATED if both else Mode.LOCAL_PREFILL
+    at = table.least(able, [table.whole(worker).total for worker in able])
+    worker, terms = able[at], table.whole(able[at])
+    both = worker.role is Role.BOTH
     return _Option(
-        mode, "serves-whole" if both and why != "short-prompt" else why, best, None, best.cost
+        Mode.AGGREGATED if both else Mode.LOCAL_PREFILL,
+        "serves-whole" if both and why != "short-prompt" else why,
+        table.pick(worker, terms, len(able)),
+        None,
+        terms.total,
+        terms.queue + terms.prefill,
     )
+
+
+def _split(table: _Table, decoders: list[Worker], prefillers: list[Worker]) -> _Option:
+    """Return the pair of the lowest sum, transfer included."""
+    reach = _Reach(table, decoders)
+    sums = [table.prefill(worker).total + reach.least(worker) for worker in prefillers]
+    prefill = prefillers[table.least(prefillers, sums)]
+    costs = [reach.cost(at, prefill) for at in range(len(decoders))]
+    at = table.least(decoders, costs)
+    decode, moved = decoders[at], reach.transfer(at, prefill)
+    before, after = table.prefill(prefill), table.decode(decode)._replace(transfer=moved)
+    near = reach.placed and distance(prefill, decode) not in (None, Distance.FAR)
+    return _Option(
+        Mode.DISAGGREGATED,
+        "split",
+        table.pick(decode, after, len(decoders), near=near),
+        table.pick(prefill, before, len(prefillers)),
+        before.total + after.total,
+        before.total + moved + after.queue,
+    )
+
+
+def distance(one: Worker, other: Worker) -> Distance | None:
+    """Return the smallest domain that two workers share; None where a place is not known."""
+    if not one.places or not other.places:
+        return None
+    for far, (here, there) in enumerate(zip(one.places, other.places, strict=True)):
+        if here and here == there:
+            return Distance(far)
+    return Distance.FAR
+
+
+class _Reach:
+    """What decoding costs each decode worker, seen from where a prompt is computed.
+
+    The best of each domain is found once, so that choosing a pair looks at every worker once and
+    not at every pair.
+    """
+
+    def __init__(self, table: _Table, decoders: list[Worker]) -> None:
+        self._table = table
+        self._decoders = decoders
+        self._costs = [table.decode(worker).total for worker in decoders]
+        self.placed = any(worker.places for worker in decoders)
+        self._anywhere = self._best(range(len(decoders)), None)
+        self._far = self._best(range(len(decoders)), Distance.FAR) if self.placed else 0.0
+        self._near: dict[tuple[int, str], float] = {}
+        if self.placed:
+            self._find_near()
+
+    def least(self, prefill: Worker) -> float:
+        """Return what the best decode worker costs for a prompt that *prefill* computes."""
+        if not self.placed or not prefill.places:
+            return self._anywhere
+        near = (
+            self._near[far, place]
+            for far, place in enumerate(prefill.places)
+            if (far, place) in self._near
+        )
+        return min((self._far, *near))
+
+    def cost(self, at: int, prefill: Worker) -> float:
+        """Return what decode worker number *at* costs for such a prompt."""
+        return self._costs[at] + self.transfer(at, prefill)
+
+    def transfer(self, at: int, prefill: Worker) -> float:
+        """Return the part of it that is for moving KV."""
+        worker = self._decoders[at]
+        return self._table.transfer(worker, distance(prefill, worker))
+
+    def _best(self, indices: Iterable[int], far: Distance | None) -> float:
+        return min(
+            self._costs[at] + self._table.transfer(self._decoders[at], far) for at in indices
+        )
+
+    def _find_near(self) -> None:
+        domains: dict[tuple[int, str], list[int]] = {}
+        for at, worker in enumerate(self._decoders):
+            for far, place in enumerate(worker.places):
+                if place:
+                    domains.setdefault((far, place), []).append(at)
+        for (far, place), indices in domains.items():
+            self._near[far, place] = self._best(indices, Distance(far))

@@ -6,18 +6,20 @@ address, a usable role or a port is not a worker at all.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from spinney.api import names
 from spinney.api.meta import is_true
+from spinney.kube.informer import Change
 from spinney.log import get_logger
 from spinney.router.workers import Role, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from spinney.api.core import ContainerPort, Pod
-    from spinney.kube.informer import Change, Informer
+    from spinney.api.core import ContainerPort, Node, Pod
+    from spinney.kube.informer import Informer
 
 log = get_logger("router")
 
@@ -29,8 +31,24 @@ KV_REPLAY_PORT = "kv-replay"
 _ENDED = ("Succeeded", "Failed")
 
 
-def worker_of(pod: Pod) -> Worker | None:
-    """Return the worker that *pod* is, or None when it is none (yet).
+PLACE_LABELS = (
+    "kubernetes.io/hostname",
+    "topology.kubernetes.io/rack",
+    "topology.kubernetes.io/zone",
+)
+"""Labels of a node that say where its pods are, from near to far."""
+
+
+def places_of(node: Node | None) -> tuple[str, str, str] | tuple[()]:
+    """Return where the pods of *node* are; see `Worker.places`."""
+    if node is None:
+        return ()
+    host, rack, zone = (node.labels.get(label, "") for label in PLACE_LABELS)
+    return (host, rack, zone) if host or rack or zone else ()
+
+
+def worker_of(pod: Pod, node: Node | None = None) -> Worker | None:
+    """Return the worker that *pod* is, or None when it is none (yet). *node* is where it runs.
 
     The model is the annotation ``spinney.dev/model`` where there is one (a label cannot hold the
     slash of ``org/name``), else the label of that name, else unknown.
@@ -51,6 +69,7 @@ def worker_of(pod: Pod) -> Worker | None:
         ready=is_true(pod.status.conditions, "Ready"),
         draining=pod.deleting,
         uid=pod.metadata.uid,
+        places=places_of(node),
         kv_events=_zmq(host, _port(pod, KV_EVENTS_PORT)),
         kv_replay=_zmq(host, _port(pod, KV_REPLAY_PORT)),
     )
@@ -74,14 +93,20 @@ def _zmq(host: str, port: int | None) -> str:
 
 
 class PodWorkers:
-    """The workers of one namespace, as an informer of its pods reports them."""
+    """The workers of one namespace, as an informer of its pods reports them.
 
-    def __init__(self, informer: Informer[Pod]) -> None:
+    With an informer of nodes it is known how far workers are from each other.
+    """
+
+    def __init__(self, informer: Informer[Pod], nodes: Informer[Node] | None = None) -> None:
         self._informer = informer
+        self._nodes = nodes
         self._by_name: dict[str, Worker] = {}
         self._sorted: tuple[Worker, ...] = ()
         self._callbacks: list[Callable[[], None]] = []
         informer.add_handler(self._changed)
+        if nodes is not None:
+            nodes.add_handler(self._node_changed)
 
     def workers(self) -> tuple[Worker, ...]:
         """Return the workers known now, sorted by name."""
@@ -92,14 +117,23 @@ class PodWorkers:
         self._callbacks.append(callback)
 
     async def run(self) -> None:
-        """Watch the pods until cancelled."""
-        await self._informer.run()
+        """Watch the pods, and the nodes, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._informer.run())
+            if self._nodes is not None:
+                tasks.create_task(self._nodes.run())
+
+    def _node_changed(self, change: Change[Node]) -> None:
+        if places_of(change.old) == places_of(change.new):
+            return
+        for pod in self._informer.list():
+            if pod.spec.node_name == change.object.name:
+                self._changed(Change(pod, pod))
 
     def _changed(self, change: Change[Pod]) -> None:
-        pod = change.new or change.old
-        assert pod is not None
+        pod = change.object
         before = self._by_name.pop(pod.name, None)
-        after = worker_of(change.new) if change.new is not None else None
+        after = worker_of(pod, self._node(pod)) if change.new is not None else None
         if after is not None:
             self._by_name[pod.name] = after
         if before == after:
@@ -108,6 +142,9 @@ class PodWorkers:
         self._sorted = tuple(self._by_name[name] for name in sorted(self._by_name))
         for callback in self._callbacks:
             callback()
+
+    def _node(self, pod: Pod) -> Node | None:
+        return self._nodes.get(pod.spec.node_name) if self._nodes is not None else None
 
 
 def _log_change(name: str, before: Worker | None, after: Worker | None) -> None:

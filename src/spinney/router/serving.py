@@ -170,7 +170,7 @@ class Serving:
 
     def view(self) -> View:
         """Return what a choice would be made from now."""
-        return view_of(self._table.workers(), self._ledger, self._faults, _now())
+        return view_of(self._table, self._ledger, self._faults, _now())
 
     async def serve(self, run: Run) -> Outcome:
         """Answer *run*; return how it ended. Being cancelled ends all work for it."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from spinney.router.limits import Limits
+    from spinney.router.picker import Roster
     from spinney.router.workers import Worker, WorkerSource
 
 log = get_logger("router")
@@ -47,6 +48,8 @@ class WorkerTable:
         self._told: dict[tuple[str, str, str], frozenset[str]] = {}
         self._identities: dict[str, tuple[str, str, str]] = {}
         self._workers: tuple[Worker, ...] = ()
+        self.rosters: dict[str, Roster] = {}
+        """What choices found out of the workers there are now; another one after each change."""
         self._changed = asyncio.Event()
         source.on_change(self._refresh)
         self._refresh()
@@ -102,6 +105,7 @@ class WorkerTable:
                 self._told.pop(identity, None)
                 self._forget(name)
         self._identities = identities
+        self.rosters = {}
         self._workers = tuple(
             worker if worker.models else replace(worker, models=self._told.get(key, frozenset()))
             for worker, key in zip(workers, identities.values(), strict=True)

@@ -47,6 +47,8 @@ class Worker:
     draining: bool = False
     """It is on its way out: it finishes what it has and takes nothing new."""
     uid: str = ""
+    places: tuple[str, str, str] | tuple[()] = ()
+    """Its host, rack and zone, empty where not known; or nothing where none is."""
     kv_events: str = ""
     """Where it publishes KV events, as ``tcp://host:port``; empty when it does not."""
     kv_replay: str = ""
@@ -97,19 +99,24 @@ class StaticWorkers:
         await asyncio.get_running_loop().create_future()
 
 
-def parse_worker(text: str, models: Iterable[str] = ()) -> Worker:
-    """Return the worker that ``ROLE[:NAME]=URL[,kv-events=URL[,kv-replay=URL]]`` describes.
+_PLACES = ("host", "rack", "zone")
 
-    Without a name it is called after its host and port. Raises BadInputError.
+
+def parse_worker(text: str, models: Iterable[str] = ()) -> Worker:
+    """Return the worker that ``ROLE[:NAME]=URL[,KEY=VALUE...]`` describes; raise BadInputError.
+
+    Keys are kv-events, kv-replay, host, rack and zone. Without a name it is called after its host
+    and port.
     """
     left, separator, rest = text.partition("=")
     url, *extras = rest.split(",")
     further = dict(extra.partition("=")[::2] for extra in extras)
-    if unknown := set(further) - {"kv-events", "kv-replay"}:
+    if unknown := set(further) - {"kv-events", "kv-replay", *_PLACES}:
         raise BadInputError(
             f"worker {text!r}: {sorted(unknown)[0]!r} is not known; after the URL there may be "
-            f"kv-events=tcp://host:port and kv-replay=tcp://host:port"
+            f"kv-events=tcp://host:port, kv-replay=tcp://host:port, host=, rack= and zone="
         )
+    host, rack, zone = (further.get(place, "") for place in _PLACES)
     role, _, name = left.partition(":")
     parts = urlsplit(url)
     roles = [each.value for each in Role]
@@ -128,6 +135,7 @@ def parse_worker(text: str, models: Iterable[str] = ()) -> Worker:
         base,
         Role(role),
         frozenset(models),
+        places=(host, rack, zone) if host or rack or zone else (),
         kv_events=further.get("kv-events", ""),
         kv_replay=further.get("kv-replay", ""),
     )
