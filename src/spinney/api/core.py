@@ -209,6 +209,7 @@ class PodStatus(ApiStruct):
     init_container_statuses: list[ContainerStatus] = []
     container_statuses: list[ContainerStatus] = []
     qos_class: str = ""
+    resource_claim_statuses: list[dict[str, str]] = []
 
 
 class Pod(KubeObject):

@@ -19,10 +19,12 @@ from spinney.api import names
 from spinney.api.meta import find_condition
 from spinney.errors import BadInputError
 from spinney.log import get_logger
+from spinney.scheduler.claims import ClaimBook, has_claims
 from spinney.scheduler.gang_trees import GangTrees
 from spinney.scheduler.gangs import gang_of, lone_gang, tree_of, whole_gang
+from spinney.scheduler.gpu_share import GPU, WHOLE, gpu_memory_mib, standing_devices
 from spinney.scheduler.queues.model import QueueBook, assigned
-from spinney.scheduler.shapes import PodInfo, Shape, shape_of
+from spinney.scheduler.shapes import PodInfo, Shape, gpu_groups, shape_of
 from spinney.scheduler.snapshot import Layout, NodeInfo, Snapshot, node_info
 from spinney.scheduler.sources.podgroup import (
     podgroup_key,
@@ -35,15 +37,17 @@ from spinney.scheduler.sources.pods import described, membership, workload_of
 from spinney.scheduler.sources.spec import GangSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Mapping
 
     from numpy.typing import NDArray
 
     from spinney.api.core import Node, Pod, PriorityClass
+    from spinney.api.devices import DeviceClass, ResourceClaim, ResourceSlice
     from spinney.api.grove import ClusterTopologyBinding
     from spinney.api.podgang import PodGang
     from spinney.api.podgroup import PodGroup, UpstreamPodGroup, Workload
     from spinney.api.queue import Queue
+    from spinney.api.storage import PersistentVolume, PersistentVolumeClaim
     from spinney.scheduler.gangs import Gang
     from spinney.scheduler.shapes import PodState
     from spinney.scheduler.sources.spec import GroupSpec
@@ -56,8 +60,18 @@ _HOLDING = ("active", "leaving")
 class Cache:
     """Nodes, pods, gangs, priority classes and topologies."""
 
-    def __init__(self, scheduler_names: Collection[str] = (names.SPINNEY_SCHEDULER,)) -> None:
+    def __init__(
+        self,
+        scheduler_names: Collection[str] = (names.SPINNEY_SCHEDULER,),
+        pool: tuple[str, str] | None = None,
+    ) -> None:
         self.scheduler_names = frozenset(scheduler_names)
+        self._pool = pool
+        """Label key and value of the nodes and pods looked at; an empty value: those without it."""
+        self._claims = ClaimBook()
+        self._raw_nodes: dict[str, Node] = {}
+        self._claiming: dict[str, Pod] = {}
+        """Pods with claims, to be looked at again when a claim changes."""
         self._nodes: dict[str, NodeInfo] = {}
         self._pods: dict[str, PodInfo] = {}
         self._gangs: dict[str, PodGang] = {}
@@ -76,6 +90,7 @@ class Cache:
         self._scaled: dict[str, set[str]] = {}
         """Base gang to the gangs that were scaled out from it."""
         self._apart: set[str] = set()
+        self._sharing: set[str] = set()
         self._shapes: dict[Shape, Shape] = {}
         self._queues = QueueBook()
         self._trees = GangTrees()
@@ -89,8 +104,12 @@ class Cache:
 
     def set_node(self, node: Node) -> None:
         """Add or change a node. A heartbeat changes nothing."""
+        if self._pool is not None and not _in_pool(node.labels, self._pool):
+            self.remove_node(node.name)
+            return
+        self._raw_nodes[node.name] = node
         try:
-            info = node_info(node)
+            info = node_info(node, self._claims.devices_on(node.name))
         except BadInputError as error:
             log.warning("node is left out", node=node.name, error=str(error))
             self.remove_node(node.name)
@@ -102,6 +121,7 @@ class Cache:
 
     def remove_node(self, name: str) -> None:
         """Forget a node."""
+        self._raw_nodes.pop(name, None)
         if self._nodes.pop(name, None) is not None:
             self._layout = None
             self.room_version += 1
@@ -109,6 +129,8 @@ class Cache:
     def set_pod(self, pod: Pod) -> None:
         """Add or change a pod."""
         old = self._pods.get(pod.key)
+        if has_claims(pod):
+            self._claiming[pod.key] = pod
         info = self._info(pod)
         if info is None:
             self.remove_pod(pod.key)
@@ -118,6 +140,7 @@ class Cache:
 
     def remove_pod(self, key: str) -> None:
         """Forget a pod."""
+        self._claiming.pop(key, None)
         self._assumed.pop(key, None)
         self._replace(key, None)
 
@@ -130,6 +153,52 @@ class Cache:
         """Forget a gang."""
         self._gangs.pop(key, None)
         self._trees.touch(key, *self._scaled.get(key, ()))
+
+    def set_volume(self, volume: PersistentVolume) -> None:
+        """Add or change a volume."""
+        self._claims.set_volume(volume)
+        self._claims_changed()
+
+    def set_volume_claim(self, claim: PersistentVolumeClaim) -> None:
+        """Add or change a volume claim."""
+        self._claims.set_volume_claim(claim)
+        self._claims_changed()
+
+    def set_resource_claim(self, claim: ResourceClaim) -> None:
+        """Add or change a claim for devices."""
+        self._claims.set_resource_claim(claim)
+        self._claims_changed()
+
+    def remove_claim(self, key: str) -> None:
+        """Forget a volume, a volume claim or a resource claim."""
+        for found in (self._claims.volumes, self._claims.bound, self._claims.claims):
+            found.pop(key, None)
+        self._claims_changed()
+
+    def set_device_class(self, found: DeviceClass) -> None:
+        """Add or change a class of devices."""
+        self._claims.set_device_class(found)
+        self._devices_changed()
+
+    def set_resource_slice(self, found: ResourceSlice) -> None:
+        """Add or change what a driver offers on a node."""
+        self._claims.set_slice(found)
+        self._devices_changed()
+
+    def remove_devices(self, name: str) -> None:
+        """Forget a class of devices or what a driver offers."""
+        self._claims.drivers.pop(name, None)
+        self._claims.slices.pop(name, None)
+        self._devices_changed()
+
+    def _claims_changed(self) -> None:
+        for pod in list(self._claiming.values()):
+            self.set_pod(pod)
+        self.room_version += 1
+
+    def _devices_changed(self) -> None:
+        for node in list(self._raw_nodes.values()):
+            self.set_node(node)
 
     def set_podgroup(self, group: PodGroup) -> None:
         """Add or change a KAI PodGroup; one whose sub-groups are no tree is left out."""
@@ -255,9 +324,10 @@ class Cache:
         """Return the state at *now*. Cheap while nodes stay the same: two arrays are copied."""
         layout = self._laid_out()
         used, leaving = self._used.copy(), self._leaving.copy()
+        self._trees.refresh(self._gang, self._waiting, self._active)
+        shared = self._shared_devices(layout, used)
         used.flags.writeable = False
         leaving.flags.writeable = False
-        self._trees.refresh(self._gang, self._waiting, self._active)
         return Snapshot(
             layout,
             used,
@@ -270,7 +340,27 @@ class Cache:
             self._queues.tree,
             self._trees.version + self.room_version,
             now,
+            tuple(sorted(self._sharing)),
+            shared,
         )
+
+    def _shared_devices(
+        self, layout: Layout, used: NDArray[np.int64]
+    ) -> tuple[tuple[int, int], ...]:
+        """Count GPUs that are shared as used, and return how many there are on which nodes."""
+        by_row: dict[int, list[PodInfo]] = {}
+        for key in self._sharing:
+            row = layout.index.get(self._pods[key].node)
+            if row is not None:
+                by_row.setdefault(row, []).append(self._pods[key])
+        found = []
+        for row, pods in sorted(by_row.items()):
+            memory = gpu_memory_mib(layout.nodes[row].labels)
+            devices = len(standing_devices(pods, memory))
+            found.append((row, devices))
+            if GPU in layout.column:
+                used[row, layout.column[GPU]] += devices * WHOLE
+        return tuple(found)
 
     def judge(self, key: str) -> Gang | None:
         """Return the tree of the PodGang *key* as it stands, pending pods or not."""
@@ -350,6 +440,7 @@ class Cache:
 
     def _info(self, pod: Pod) -> PodInfo | None:
         ours = pod.spec.scheduler_name in self.scheduler_names
+        ours = ours and (self._pool is None or _in_pool(pod.labels, self._pool))
         if not ours and not pod.spec.node_name:
             return None
         state = self._state(pod)
@@ -363,7 +454,7 @@ class Cache:
         if state == "active" and pod.metadata.uid in self._displaced:
             state = "leaving"
         try:
-            shape = shape_of(pod)
+            shape = shape_of(pod, *self._claims.of(pod))
         except BadInputError as error:
             log.warning("pod is left out", pod=pod.key, error=str(error))
             return None
@@ -387,6 +478,7 @@ class Cache:
             pod.status.phase == "Succeeded",
             member.group,
             member.implied,
+            gpu_groups(pod),
         )
 
     @staticmethod
@@ -431,6 +523,8 @@ class Cache:
             self._scaled.setdefault(pod.base_gang, set()).add(pod.gang)
         if pod.state not in _HOLDING:
             return
+        if pod.shape.share is not None:
+            (self._sharing.add if sign > 0 else self._sharing.discard)(pod.key)
         if pod.shape.pod_anti_affinity:
             (self._apart.add if sign > 0 else self._apart.discard)(pod.key)
         if self._layout is not None:
@@ -459,6 +553,11 @@ class Cache:
             for pod in holding:
                 self._take(layout, pod, 1)
         return self._layout
+
+
+def _in_pool(labels: Mapping[str, str], pool: tuple[str, str]) -> bool:
+    key, value = pool
+    return labels.get(key, "") == value
 
 
 def _started(pod: Pod) -> str:

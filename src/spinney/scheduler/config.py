@@ -13,6 +13,10 @@ class SchedulerConfig:
 
     scheduler_names: tuple[str, ...] = (names.SPINNEY_SCHEDULER,)
     """Whose pods are placed: those whose ``spec.schedulerName`` is one of these."""
+    pool_key: str = ""
+    """Label key by which nodes and pods are divided among schedulers; empty: all are one's own."""
+    pool: str = ""
+    """The value of that label on this scheduler's nodes and pods; empty: those without it."""
     actions: tuple[str, ...] = ("allocate", "consolidate", "reclaim", "preempt", "evict-stale")
     """In this order."""
     filters: tuple[str, ...] = (
@@ -20,14 +24,19 @@ class SchedulerConfig:
         "not-ready",
         "taints",
         "node-affinity",
+        "volumes",
         "resources",
+        "gpu-shares",
         "host-ports",
         "pod-affinity",
+        "topology-spread",
     )
     """A node is counted under the first filter that refuses it."""
     scores: tuple[tuple[str, float], ...] = (
         ("preferred-affinity", 1000.0),
+        ("topology-spread", 500.0),
         ("resource-type", 100.0),
+        ("gpu-sharing", 50.0),
         ("bin-pack", 10.0),
     )
     """Names and weights. Each score is from 0 to 1, so the weights rank them."""
@@ -53,3 +62,8 @@ class SchedulerConfig:
     """When past usage counts half in fair shares; 0: the past does not count."""
     usage_weight: float = 1.0
     """How strongly past usage counts."""
+
+    @property
+    def pool_label(self) -> tuple[str, str] | None:
+        """Key and value of the label of this scheduler's nodes and pods; None: all of them."""
+        return (self.pool_key, self.pool) if self.pool_key else None

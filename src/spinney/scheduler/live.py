@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 from spinney.api.core import Node, Pod, PriorityClass
+from spinney.api.devices import DeviceClass, ResourceClaim, ResourceSlice
 from spinney.api.grove import ClusterTopologyBinding
 from spinney.api.meta import KubeObject
 from spinney.api.podgang import PodGang
 from spinney.api.podgroup import PodGroup, UpstreamPodGroup, Workload
 from spinney.api.queue import Queue
+from spinney.api.storage import PersistentVolume, PersistentVolumeClaim
 from spinney.kube.errors import NotFoundError
 from spinney.scheduler.scenario import Objects
 
@@ -30,6 +32,11 @@ async def read_cluster(client: KubeClient) -> Objects:
         groups=await _all(client, PodGroup),
         upstream=await _all(client, UpstreamPodGroup),
         workloads=await _all(client, Workload),
+        volumes=await _all(client, PersistentVolume),
+        volume_claims=await _all(client, PersistentVolumeClaim),
+        device_classes=await _all(client, DeviceClass),
+        slices=await _all(client, ResourceSlice),
+        claims=await _all(client, ResourceClaim),
         pods=await _all(client, Pod),
     )
 

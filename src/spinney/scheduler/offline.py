@@ -118,7 +118,7 @@ class OfflineCluster:
     _last: CycleResult | None = None
 
     def __post_init__(self) -> None:
-        self.cache = Cache(self.config.scheduler_names)
+        self.cache = Cache(self.config.scheduler_names, self.config.pool_label)
         self.objects.put_into(self.cache)
         self._pods = {pod.key: pod for pod in self.objects.pods}
 

@@ -15,6 +15,7 @@ import msgspec
 
 from spinney.api import names
 from spinney.api.core import Node, Pod, PriorityClass
+from spinney.api.devices import CLAIMED, DeviceClass, ResourceClaim, ResourceSlice
 from spinney.api.grove import ClusterTopologyBinding, ClusterTopologyBindingSpec, TopologyLevel
 from spinney.api.meta import ObjectMeta
 from spinney.api.podgang import (
@@ -38,8 +39,17 @@ from spinney.api.podgroup import (
 )
 from spinney.api.quantity import parse_quantity
 from spinney.api.queue import PREEMPTIBILITY, QUEUE, Queue, QueueResource, QueueResources, QueueSpec
+from spinney.api.storage import (
+    PersistentVolume,
+    PersistentVolumeClaim,
+    PersistentVolumeClaimSpec,
+    PersistentVolumeSpec,
+)
 from spinney.errors import BadInputError
 from spinney.scheduler.cache import Cache
+from spinney.scheduler.claims import ClaimBook
+from spinney.scheduler.shapes import GPU_DEVICES, GPU_FRACTION, GPU_GROUP
+from spinney.scheduler.shapes import GPU_MEMORY as GPU_MEMORY_SHARE
 from spinney.scheduler.snapshot_format import (
     GangLine,
     PodLine,
@@ -48,6 +58,7 @@ from spinney.scheduler.snapshot_format import (
     Scenario,
     ShareLine,
     TopologyLine,
+    VolumeLine,
     numbered,
     scenario,
 )
@@ -79,6 +90,11 @@ class Objects:
     groups: list[PodGroup] = field(default_factory=list)
     upstream: list[UpstreamPodGroup] = field(default_factory=list)
     workloads: list[Workload] = field(default_factory=list)
+    volumes: list[PersistentVolume] = field(default_factory=list)
+    volume_claims: list[PersistentVolumeClaim] = field(default_factory=list)
+    device_classes: list[DeviceClass] = field(default_factory=list)
+    slices: list[ResourceSlice] = field(default_factory=list)
+    claims: list[ResourceClaim] = field(default_factory=list)
     pods: list[Pod] = field(default_factory=list)
 
     def put_into(self, cache: Cache) -> None:
@@ -99,8 +115,36 @@ class Objects:
             cache.set_upstream_group(upstream)
         for workload in self.workloads:
             cache.set_workload(workload)
+        self._put_claims(cache)
         for pod in self.pods:
             cache.set_pod(pod)
+
+    def claim_book(self) -> ClaimBook:
+        """Return what volumes and claims say, without a cache."""
+        book = ClaimBook()
+        for volume in self.volumes:
+            book.set_volume(volume)
+        for bound in self.volume_claims:
+            book.set_volume_claim(bound)
+        for found in self.device_classes:
+            book.set_device_class(found)
+        for offered in self.slices:
+            book.set_slice(offered)
+        for claim in self.claims:
+            book.set_resource_claim(claim)
+        return book
+
+    def _put_claims(self, cache: Cache) -> None:
+        for volume in self.volumes:
+            cache.set_volume(volume)
+        for bound in self.volume_claims:
+            cache.set_volume_claim(bound)
+        for found in self.device_classes:
+            cache.set_device_class(found)
+        for offered in self.slices:
+            cache.set_resource_slice(offered)
+        for claim in self.claims:
+            cache.set_resource_claim(claim)
 
 
 def objects(found: Scenario) -> Objects:
@@ -110,6 +154,8 @@ def objects(found: Scenario) -> Objects:
         nodes=list(nodes(found)),
         classes=list(_classes(found)),
         queues=[queue_object(queue, at) for at, queue in enumerate(found.queues)],
+        volumes=[_volume(line) for line in found.volumes],
+        volume_claims=[_volume_claim(line) for line in found.volumes],
     )
     for at, gang in enumerate(found.gangs):
         if is_podgang(gang):
@@ -179,6 +225,7 @@ def nodes(found: Scenario) -> Iterator[Node]:
 def _node(line: NodeLine, name: str) -> dict[str, Any]:
     allocatable = {"cpu": line.cpu, "memory": line.memory, "pods": line.pods}
     allocatable |= {GPU: line.gpus} if line.gpus else {}
+    allocatable |= {CLAIMED + name: count for name, count in line.devices.items()}
     labels = {"kubernetes.io/hostname": name, **line.labels}
     labels |= {GPU_MEMORY: str(line.gpu_memory)} if line.gpu_memory else {}
     spec: dict[str, Any] = {"unschedulable": line.unschedulable}
@@ -192,6 +239,29 @@ def _node(line: NodeLine, name: str) -> dict[str, Any]:
             "conditions": [{"type": "Ready", "status": str(line.ready)}],
         },
     }
+
+
+def _volume(line: VolumeLine) -> PersistentVolume:
+    labels = [
+        {"key": key, "operator": "In", "values": [value]} for key, value in line.labels.items()
+    ]
+    fields = [{"key": "metadata.name", "operator": "In", "values": [n]} for n in line.nodes]
+    terms: list[dict[str, Any]] = [
+        {"matchFields": [field], "matchExpressions": labels} for field in fields
+    ]
+    terms = terms or ([{"matchExpressions": labels}] if labels else [])
+    affinity = {"required": {"nodeSelectorTerms": terms}} if terms else {}
+    return PersistentVolume(
+        metadata=ObjectMeta(name=f"{line.namespace}-{line.name}"),
+        spec=PersistentVolumeSpec(node_affinity=affinity),
+    )
+
+
+def _volume_claim(line: VolumeLine) -> PersistentVolumeClaim:
+    return PersistentVolumeClaim(
+        metadata=ObjectMeta(name=line.name, namespace=line.namespace),
+        spec=PersistentVolumeClaimSpec(volume_name=f"{line.namespace}-{line.name}"),
+    )
 
 
 # Gangs
@@ -405,6 +475,11 @@ def _pod_spec(line: PodsLine, pod: PodLine) -> dict[str, Any]:
         spec["nodeName"] = pod.node
     if pod.state == "gated":
         spec["schedulingGates"] = [{"name": names.POD_GANG_GATE}]
+    mounted = line.volumes if pod.volumes is None else pod.volumes
+    if mounted:
+        spec["volumes"] = [
+            {"name": name, "persistentVolumeClaim": {"claimName": name}} for name in mounted
+        ]
     return {**spec, **line.spec, **pod.spec}
 
 
@@ -419,7 +494,9 @@ def _requests(line: PodsLine, pod: PodLine) -> dict[str, Amount]:
         "memory": line.memory if pod.memory is None else pod.memory,
         GPU: line.gpus if pod.gpus is None else pod.gpus,
     }
-    further = line.requests if pod.requests is None else pod.requests
+    further = dict(line.requests if pod.requests is None else pod.requests)
+    claims = line.claims if pod.claims is None else pod.claims
+    further |= {CLAIMED + name: count for name, count in claims.items()}
     return {key: value for key, value in found.items() if value} | further
 
 
@@ -427,7 +504,8 @@ def _marks(
     line: PodsLine, pod: PodLine, gang: GangLine | None, path: str
 ) -> tuple[dict[str, str], dict[str, str]]:
     labels = {**line.labels, **pod.labels}
-    annotations = {**line.annotations, **pod.annotations}
+    annotations = {**line.annotations, **pod.annotations, **_share(line, pod)}
+    labels |= {f"{GPU_GROUP}/{at}": str(at) for at in pod.gpu_indices or ()}
     if gang is None:
         labels |= _queue_labels(line)
     elif is_podgang(gang):
@@ -438,6 +516,18 @@ def _marks(
         labels |= _queue_labels(gang)
         annotations[POD_GROUP_NAME] = gang.name
     return labels, annotations
+
+
+def _share(line: PodsLine, pod: PodLine) -> dict[str, str]:
+    fraction = line.gpu_fraction if pod.gpu_fraction is None else pod.gpu_fraction
+    memory = line.gpu_memory if pod.gpu_memory is None else pod.gpu_memory
+    devices = line.gpu_devices if pod.gpu_devices is None else pod.gpu_devices
+    if not fraction and not memory:
+        return {}
+    several = {GPU_DEVICES: str(devices)} if devices != 1 else {}
+    if memory:
+        return {GPU_MEMORY_SHARE: str(memory), **several}
+    return {GPU_FRACTION: f"{fraction:g}", **several}
 
 
 # Queues

@@ -61,7 +61,7 @@ class Scheduler:
         self, runtime: Runtime, events: EventRecorder, config: SchedulerConfig | None = None
     ) -> None:
         self._config = config or SchedulerConfig()
-        self._cache = Cache(self._config.scheduler_names)
+        self._cache = Cache(self._config.scheduler_names, self._config.pool_label)
         self._binder = Binder(runtime.client, self._cache)
         self._status = StatusWriter(runtime.client, runtime.clock, events)
         self._memory = Memory()

@@ -140,6 +140,7 @@ def _place(session: Session, demand: Demand, topology: str, steps: int | None) -
     greedy = _Pass(session, demand, topology, domain_steps, exhaustive=False)
     outcome = greedy.run()
     if outcome == "gave up":
+        session.statement.rollback(start)
         exhaustive = _Pass(session, demand, topology, node_steps, exhaustive=True)
         outcome = exhaustive.run()
     if outcome != "placed":

@@ -16,9 +16,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spinney.scheduler.config import SchedulerConfig
+from spinney.scheduler.gpu_share import SharedGpus
 from spinney.scheduler.memory import Memory
 from spinney.scheduler.plugins import UNBOUNDED
-from spinney.scheduler.plugins.registry import NODE_FILTERS, ROOM_FILTERS, SCORES, check
+from spinney.scheduler.plugins.registry import (
+    COUPLING,
+    NODE_FILTERS,
+    ROOM_FILTERS,
+    SCORES,
+    check,
+)
 from spinney.scheduler.queues.ledger import Ledger
 from spinney.scheduler.queues.model import NOTHING, Amounts, charge, plus, times
 from spinney.scheduler.reservations import Reservations
@@ -29,6 +36,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from spinney.scheduler.actions.displace import Unit
     from spinney.scheduler.demand import Demand
     from spinney.scheduler.gangs import Gang
     from spinney.scheduler.shapes import PodInfo, PodTerm, Shape
@@ -86,6 +94,8 @@ class Session:
         self.evictions: list[Eviction] = []
         self.verdicts: dict[str, Verdict] = {}
         """How gangs fared so far."""
+        self.units: dict[str, list[Unit]] = {}
+        """By gang: what may be displaced of it."""
         self.wake_at: float | None = None
         """When time alone may change what this cycle finds."""
         self.snapshot = snapshot
@@ -93,7 +103,9 @@ class Session:
         self.idle: NDArray[np.int64] = snapshot.layout.allocatable - snapshot.used
         self.leaving: NDArray[np.int64] = snapshot.leaving.copy()
         """What pods hold that are being deleted, or that this cycle decided to displace."""
-        self.statement = Statement(self.idle)
+        self.shares = SharedGpus(self.layout, self.idle)
+        self.shares.start(snapshot)
+        self.statement = Statement(self.idle, self.shares)
         check("filter", self.config.filters, {**NODE_FILTERS, **ROOM_FILTERS})
         check("score", [name for name, _ in self.config.scores], SCORES)
         self._room_filters = [ROOM_FILTERS[f] for f in self.config.filters if f in ROOM_FILTERS]
@@ -173,6 +185,7 @@ class Session:
         terms: dict[PodTerm, None] = {}
         for shape in {id(s): s for s in asking if s.looks_at_pods}.values():
             weighted = [term for _, term in shape.pod_preferred]
+            weighted += [spread.term for spread in shape.spread]
             terms.update(dict.fromkeys((*shape.pod_affinity, *shape.pod_anti_affinity, *weighted)))
         return tuple(terms)
 
@@ -204,10 +217,10 @@ class Session:
         bound = self.room_bound(cls)
         if not self.coupled(cls):
             return bound
-        affinity = next((f for f in self._room_filters if f.name == "pod-affinity"), None)
-        if affinity is None:
-            return bound
-        return np.minimum(bound, affinity.room(self, cls, self.layout.rows))
+        for plugin in self._room_filters:
+            if plugin.name in COUPLING and plugin.name not in self._ignored:
+                bound = np.minimum(bound, plugin.room(self, cls, self.layout.rows))
+        return bound
 
     def room_bound(self, cls: PodClass) -> NDArray[np.int64]:
         """Return `room` without inter-pod affinity: what it can be at most, later on."""
@@ -226,7 +239,7 @@ class Session:
     def _count_room(self, cls: PodClass, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         room = np.where(self.allowed(cls.shape)[rows], UNBOUNDED, np.int64(0))
         for plugin in self._room_filters:
-            if plugin.name != "pod-affinity":
+            if plugin.name not in COUPLING:
                 np.minimum(room, plugin.room(self, cls, rows), out=room)
         return room
 
@@ -291,12 +304,12 @@ class Session:
 
     def coupled(self, cls: PodClass) -> bool:
         """Tell whether where other pods are decides where pods of *cls* may go."""
-        if not self._terms or "pod-affinity" in self._ignored:
+        if not self._terms or self._ignored.issuperset(COUPLING):
             return False
         found = self._coupled.get(cls.number)
         if found is None:
             shape = cls.shape
-            mine = bool(shape.pod_affinity or shape.pod_anti_affinity)
+            mine = bool(shape.pod_affinity or shape.pod_anti_affinity or shape.spread)
             found = mine or any(t.matches(cls.namespace, cls.labels_map) for t in self._terms)
             self._coupled[cls.number] = found
         return found

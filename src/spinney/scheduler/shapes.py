@@ -8,10 +8,11 @@ them. Amounts are integers in thousandths: no sum ever rounds.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from spinney.api import quantity
+from spinney.errors import BadInputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -24,6 +25,9 @@ Requests = tuple[tuple[str, int], ...]
 
 PODS = "pods"
 """The resource of which every pod takes one: how many pods a node may run."""
+
+SHARED_GPU = "shared.nvidia.com/gpu"
+"""The resource that parts of GPUs are counted in: as much as the node has GPUs."""
 
 PodState = Literal["gated", "pending", "active", "leaving", "ended"]
 """``active`` is on a node; ``leaving`` too, but deletion was asked for; ``ended`` holds nothing."""
@@ -116,6 +120,31 @@ class Tolerance:
 
 
 @dataclass(frozen=True, slots=True)
+class Spread:
+    """A topology spread constraint: how even pods are over the domains of a label."""
+
+    term: PodTerm
+    """The pods that are counted, and the label."""
+    max_skew: int = 1
+    hard: bool = True
+    """Whether it is a rule; a preference otherwise."""
+    min_domains: int = 1
+    honors_affinity: bool = True
+    """Whether only nodes that the pod's node selector and affinity allow are looked at."""
+    honors_taints: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GpuShare:
+    """A part of one GPU, or the same part of several."""
+
+    milli: int = 0
+    """Thousandths of a GPU; 0: by memory."""
+    memory_mib: int = 0
+    devices: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Shape:
     """All that a pod asks of the place it runs in."""
 
@@ -131,11 +160,16 @@ class Shape:
     pod_anti_affinity: tuple[PodTerm, ...] = ()
     pod_preferred: tuple[tuple[int, PodTerm], ...] = ()
     """Weights; those of preferred anti-affinity are negative."""
+    spread: tuple[Spread, ...] = ()
+    share: GpuShare | None = None
+    volumes: tuple[tuple[NodeTerm, ...], ...] = ()
+    """For each volume bound to nodes, the terms of which one has to hold."""
 
     @property
     def looks_at_pods(self) -> bool:
         """Whether it asks for or against other pods."""
-        return bool(self.pod_affinity or self.pod_anti_affinity or self.pod_preferred)
+        asks = self.pod_affinity or self.pod_anti_affinity or self.pod_preferred
+        return bool(asks or self.spread)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +201,8 @@ class PodInfo:
     """The leaf of its gang's tree, where the pod says it."""
     implied: GangSpec | None = None
     """Its gang, where only labels of pods describe it."""
+    gpu_groups: tuple[str, ...] = ()
+    """Which shared GPUs of its node it is on, where that is known."""
 
     @property
     def namespace(self) -> str:
@@ -218,18 +254,26 @@ def _add(total: dict[str, int], more: Mapping[str, int]) -> None:
         total[name] = total.get(name, 0) + amount
 
 
-def shape_of(pod: Pod) -> Shape:
-    """Return the shape of *pod*; raise BadInputError for a quantity that is none."""
+def shape_of(
+    pod: Pod,
+    volumes: tuple[tuple[NodeTerm, ...], ...] = (),
+    claimed: Mapping[str, int] | None = None,
+) -> Shape:
+    """Return the shape of *pod*; raise BadInputError for a quantity that is none.
+
+    *volumes* and *claimed* are what its volume claims and resource claims ask for.
+    """
     spec = pod.spec
+    share = gpu_share(pod)
     affinity = spec.affinity or {}
     node = affinity.get("nodeAffinity") or {}
     required = node.get("requiredDuringSchedulingIgnoredDuringExecution")
     together = affinity.get("podAffinity") or {}
     apart = affinity.get("podAntiAffinity") or {}
     return Shape(
-        requests=requests_of(spec),
+        requests=_all_requests(spec, share, claimed or {}),
         node_selector=tuple(sorted(spec.node_selector.items())),
-        node_required=_node_terms(required.get("nodeSelectorTerms")) if required else None,
+        node_required=node_terms(required.get("nodeSelectorTerms")) if required else None,
         node_preferred=tuple(
             (int(term.get("weight", 1)), _node_term(term.get("preference") or {}))
             for term in node.get(_PREFERRED) or ()
@@ -244,6 +288,75 @@ def shape_of(pod: Pod) -> Shape:
             *_weighted_terms(together.get(_PREFERRED), pod.namespace, 1),
             *_weighted_terms(apart.get(_PREFERRED), pod.namespace, -1),
         ),
+        spread=tuple(_spread(line, pod) for line in spec.topology_spread_constraints),
+        share=share,
+        volumes=volumes,
+    )
+
+
+GPU_FRACTION = "gpu-fraction"
+"""Annotation: the part of a GPU a pod takes, between 0 and 1."""
+GPU_MEMORY = "gpu-memory"
+"""Annotation: the GPU memory a pod takes, in MiB."""
+GPU_DEVICES = "gpu-fraction-num-devices"
+"""Annotation: of how many GPUs it takes that much."""
+GPU_GROUP = "runai-gpu-group"
+"""Label, also as a prefix with one id each: the shared GPUs that a pod on a node is on."""
+
+
+def gpu_share(pod: Pod) -> GpuShare | None:
+    """Return the part of a GPU that the pod's annotations ask for; raise BadInputError."""
+    annotations = pod.metadata.annotations
+    fraction, memory = annotations.get(GPU_FRACTION, ""), annotations.get(GPU_MEMORY, "")
+    if not fraction and not memory:
+        return None
+    devices = annotations.get(GPU_DEVICES, "1")
+    if not devices.isdigit() or not int(devices):
+        raise BadInputError(f"annotation {GPU_DEVICES}: {devices!r} is no number of GPUs")
+    if fraction:
+        milli = _milli(fraction)
+        if not 0 < milli < 1000:
+            raise BadInputError(f"annotation {GPU_FRACTION}: {fraction!r} is not between 0 and 1")
+        return GpuShare(milli, 0, int(devices))
+    if not memory.isdigit() or not int(memory):
+        raise BadInputError(f"annotation {GPU_MEMORY}: {memory!r} is no number of MiB")
+    return GpuShare(0, int(memory), int(devices))
+
+
+def gpu_groups(pod: Pod) -> tuple[str, ...]:
+    """Return the shared GPUs that labels of *pod* name."""
+    prefix = f"{GPU_GROUP}/"
+    single = pod.labels.get(GPU_GROUP, "")
+    several = sorted(key for key in pod.labels if key.startswith(prefix))
+    return tuple(pod.labels[key] or key.removeprefix(prefix) for key in several) or (
+        (single,) if single else ()
+    )
+
+
+def _all_requests(spec: PodSpec, share: GpuShare | None, claimed: Mapping[str, int]) -> Requests:
+    found = dict(requests_of(spec))
+    _add(found, claimed)
+    if share is not None and share.milli:
+        _add(found, {SHARED_GPU: share.milli * share.devices})
+    return tuple(sorted(found.items()))
+
+
+def _spread(line: Mapping[str, Any], pod: Pod) -> Spread:
+    term = _pod_term({**line, "namespaces": [pod.namespace]}, pod.namespace)
+    own = tuple(
+        Expression(key, "In", (pod.labels[key],))
+        for key in line.get("matchLabelKeys") or ()
+        if key in pod.labels
+    )
+    if own and term.selector is not None:
+        term = replace(term, selector=(*term.selector, *own))
+    return Spread(
+        term,
+        int(line.get("maxSkew", 1)),
+        line.get("whenUnsatisfiable", "DoNotSchedule") == "DoNotSchedule",
+        int(line.get("minDomains") or 1),
+        line.get("nodeAffinityPolicy", "Honor") == "Honor",
+        line.get("nodeTaintsPolicy", "Ignore") == "Honor",
     )
 
 
@@ -274,7 +387,8 @@ def _node_term(term: Mapping[str, Any]) -> NodeTerm:
     )
 
 
-def _node_terms(terms: Iterable[Mapping[str, Any]] | None) -> tuple[NodeTerm, ...]:
+def node_terms(terms: Iterable[Mapping[str, Any]] | None) -> tuple[NodeTerm, ...]:
+    """Return ``nodeSelectorTerms`` as values."""
     return tuple(_node_term(term) for term in terms or ())
 
 

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spinney.scheduler.queues.model import QueueTree
-from spinney.scheduler.shapes import PODS, amounts
+from spinney.scheduler.shapes import PODS, SHARED_GPU, amounts
+
+GPU = "nvidia.com/gpu"
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -38,17 +40,25 @@ class NodeInfo:
     ready: bool = True
 
 
-def node_info(node: Node) -> NodeInfo:
-    """Return what scheduling needs of *node*; raise BadInputError for a quantity that is none."""
+def node_info(node: Node, devices: Mapping[str, int] | None = None) -> NodeInfo:
+    """Return what scheduling needs of *node*; raise BadInputError for a quantity that is none.
+
+    *devices* are what it has beside its allocatable, in thousandths.
+    """
     ready = next((c for c in node.status.conditions if c.get("type") == "Ready"), None)
     return NodeInfo(
         node.name,
         node.labels,
-        tuple(sorted(amounts(node.status.allocatable).items())),
+        tuple(sorted({**_allocatable_of(node), **(devices or {})}.items())),
         tuple((t.key, t.value, t.effect) for t in node.spec.taints),
         node.spec.unschedulable,
         ready is None or ready.get("status") == "True",
     )
+
+
+def _allocatable_of(node: Node) -> dict[str, int]:
+    found = amounts(node.status.allocatable)
+    return found | ({SHARED_GPU: found[GPU]} if GPU in found else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,3 +179,7 @@ class Snapshot:
     """Rises with every change of anything."""
     now: float = 0.0
     """Seconds since the epoch."""
+    sharing: tuple[str, ...] = ()
+    """Keys of the pods on nodes that have parts of GPUs."""
+    shared_devices: tuple[tuple[int, int], ...] = ()
+    """Nodes with how many GPUs are shared there, which count as used."""

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from spinney.api import names
+from spinney.api.devices import CLAIMED
 from spinney.api.podgroup import POD_GROUP_NAME, SUB_GROUP
 from spinney.api.queue import PREEMPTIBILITY, QUEUE
 from spinney.clock import rfc3339
+from spinney.scheduler.claims import volume_claims
 from spinney.scheduler.scenario import GPU, GPU_MEMORY, domain_of
 from spinney.scheduler.shapes import PODS, amounts, requests_of
 from spinney.scheduler.snapshot_format import (
@@ -27,6 +29,7 @@ from spinney.scheduler.snapshot_format import (
     ShareLine,
     TaintLine,
     TopologyLine,
+    VolumeLine,
 )
 from spinney.scheduler.sources.podgang import podgang_spec
 from spinney.scheduler.sources.podgroup import podgroup_spec, upstream_spec, workload_groups
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 
     from spinney.api.core import Node, Pod
     from spinney.api.queue import Queue, QueueResource
+    from spinney.scheduler.claims import ClaimBook
     from spinney.scheduler.scenario import Objects
     from spinney.scheduler.snapshot_format import Amount, PodPhase
     from spinney.scheduler.sources.spec import GroupSpec
@@ -58,6 +62,7 @@ _PLAIN = ("cpu", "memory", GPU, PODS)
 def scenario_of(found: Objects, now_s: float) -> Scenario:
     """Return the state of *found*, at *now_s*, as a snapshot file has it."""
     specs = gang_specs(found)
+    book = found.claim_book()
     members: dict[str, list[Pod]] = {}
     alone: list[Pod] = []
     for pod in found.pods:
@@ -70,12 +75,13 @@ def scenario_of(found: Objects, now_s: float) -> Scenario:
             alone.append(pod)
     labels = {gang.key: gang.labels for gang in found.gangs}
     gangs = [
-        _gang(spec, members.get(key, []), labels.get(key, {}))
+        _gang(spec, members.get(key, []), labels.get(key, {}), book)
         for key, spec in sorted(specs.items(), key=lambda item: (item[1].created, item[0]))
     ]
     return Scenario(
         now=rfc3339(now_s),
-        nodes=[_node(node) for node in sorted(found.nodes, key=lambda n: n.name)],
+        nodes=[_node(node, book) for node in sorted(found.nodes, key=lambda n: n.name)],
+        volumes=list(_volumes(found, book)),
         topologies=[
             _topology(t.name, {level.key: level.domain for level in t.spec.levels})
             for t in found.topologies
@@ -86,7 +92,7 @@ def scenario_of(found: Objects, now_s: float) -> Scenario:
         ],
         queues=[_queue(queue) for queue in found.queues],
         gangs=gangs,
-        pods=[_lone(pod) for pod in sorted(alone, key=lambda p: p.key)],
+        pods=[_lone(pod, book) for pod in sorted(alone, key=lambda p: p.key)],
     )
 
 
@@ -117,8 +123,9 @@ def _matters(pod: Pod) -> bool:
 # Nodes and queues
 
 
-def _node(node: Node) -> NodeLine:
-    have = {key: _quantity(key, value) for key, value in amounts(node.status.allocatable).items()}
+def _node(node: Node, book: ClaimBook) -> NodeLine:
+    offered = {**amounts(node.status.allocatable), **book.devices_on(node.name)}
+    have = {key: _quantity(key, value) for key, value in offered.items()}
     ready = next((c for c in node.status.conditions if c.get("type") == "Ready"), None)
     labels = dict(node.labels)
     if labels.get(_HOSTNAME) == node.name:
@@ -140,7 +147,8 @@ def _node(node: Node) -> NodeLine:
         ],
         unschedulable=node.spec.unschedulable,
         ready=ready is None or ready.get("status") == "True",
-        allocatable={key: value for key, value in have.items() if key not in _PLAIN},
+        allocatable={key: value for key, value in have.items() if _is_further(key)},
+        devices=_devices(have),
     )
 
 
@@ -148,6 +156,24 @@ def _topology(name: str, levels: dict[str, str]) -> TopologyLine:
     usual = all(domain_of(key) == domain for key, domain in levels.items())
     domains = [] if usual else list(levels.values())
     return TopologyLine(name=name, levels=list(levels), domains=domains)
+
+
+def _is_further(resource: str) -> bool:
+    return resource not in _PLAIN and not resource.startswith(CLAIMED)
+
+
+def _devices(have: Mapping[str, Amount]) -> dict[str, int]:
+    return {k.removeprefix(CLAIMED): _count(v) for k, v in have.items() if k.startswith(CLAIMED)}
+
+
+def _volumes(found: Objects, book: ClaimBook) -> Iterator[VolumeLine]:
+    """Yield the volume claims whose volumes only some nodes reach."""
+    for key, volume in sorted(book.bound.items()):
+        terms = book.volumes.get(volume, ())
+        if terms:
+            namespace, _, name = key.partition("/")
+            reach = [n.name for n in found.nodes if any(t.matches(n.name, n.labels) for t in terms)]
+            yield VolumeLine(name=name, namespace=namespace, nodes=sorted(reach))
 
 
 def _count(value: Amount) -> int:
@@ -190,10 +216,10 @@ def _share(found: QueueResource | None, unit: float) -> ShareLine:
 # Gangs
 
 
-def _gang(spec: GangSpec, pods: list[Pod], labels: dict[str, str]) -> GangLine:
+def _gang(spec: GangSpec, pods: list[Pod], labels: dict[str, str], book: ClaimBook) -> GangLine:
     namespace, _, name = spec.key.partition("/")
     every = {key: value for pod in pods for key, value in pod.labels.items()} | labels
-    by_leaf = _by_leaf(spec, pods)
+    by_leaf = _by_leaf(spec, pods, book)
     root = spec.root
     groups = [_group(child, by_leaf, "") for child in root.children]
     word = every.get(PREEMPTIBILITY, "")
@@ -214,13 +240,13 @@ def _gang(spec: GangSpec, pods: list[Pod], labels: dict[str, str]) -> GangLine:
     )
 
 
-def _by_leaf(spec: GangSpec, pods: list[Pod]) -> dict[str, list[PodLine]]:
+def _by_leaf(spec: GangSpec, pods: list[Pod], book: ClaimBook) -> dict[str, list[PodLine]]:
     leaves = list(spec.root.leaves())
     if spec.lists_pods:
         found = {pod.key: pod for pod in pods}
         return {
             leaf.name: [
-                _pod(found[key])
+                _pod(found[key], book)
                 if key in found
                 else PodLine(name=key.partition("/")[2], state="absent")
                 for key in leaf.pods
@@ -230,7 +256,7 @@ def _by_leaf(spec: GangSpec, pods: list[Pod]) -> dict[str, list[PodLine]]:
     result: dict[str, list[PodLine]] = {leaf.name: [] for leaf in leaves}
     for pod in sorted(pods, key=lambda p: p.key):
         group = membership(pod).group
-        result[group if group in result else leaves[0].name].append(_pod(pod))
+        result[group if group in result else leaves[0].name].append(_pod(pod, book))
     return result
 
 
@@ -274,8 +300,8 @@ def _template(pod: PodLine) -> dict[str, Any]:
 # Pods
 
 
-def _lone(pod: Pod) -> PodsLine:
-    line = _together(pod.name, [_pod(pod)])
+def _lone(pod: Pod, book: ClaimBook) -> PodsLine:
+    line = _together(pod.name, [_pod(pod, book)])
     line.namespace = pod.namespace
     line.scheduler = pod.spec.scheduler_name
     line.priority_class = pod.spec.priority_class_name
@@ -286,9 +312,10 @@ def _lone(pod: Pod) -> PodsLine:
     return line
 
 
-def _pod(pod: Pod) -> PodLine:
+def _pod(pod: Pod, book: ClaimBook) -> PodLine:
     spec = pod.spec
-    have = {key: _quantity(key, value) for key, value in requests_of(spec)}
+    asked = {**dict(requests_of(spec)), **book.of(pod)[1]}
+    have = {key: _quantity(key, value) for key, value in asked.items()}
     raw = msgspec.to_builtins(spec)
     fields = {f.encode_name: raw[f.encode_name] for f in _fields(spec) if f.encode_name in raw}
     annotations = pod.metadata.annotations
@@ -300,7 +327,9 @@ def _pod(pod: Pod) -> PodLine:
         gpus=_count(have.get(GPU, 0)),
         cpu=have.get("cpu", 0),
         memory=have.get("memory", 0),
-        requests={key: value for key, value in have.items() if key not in _PLAIN},
+        requests={key: value for key, value in have.items() if _is_further(key)},
+        claims=_devices(have),
+        volumes=[key.partition("/")[2] for key in volume_claims(pod)],
         host_ports=list(_host_ports(pod)),
         labels={key: value for key, value in pod.labels.items() if key not in _GANG_LABELS},
         annotations={

@@ -14,6 +14,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from spinney.scheduler.gpu_share import SharedGpus
     from spinney.scheduler.session import PodClass
     from spinney.scheduler.shapes import PodInfo
 
@@ -33,8 +34,10 @@ class Placement:
 class Statement:
     """Placements over *idle*, which it changes in place."""
 
-    def __init__(self, idle: NDArray[np.int64]) -> None:
+    def __init__(self, idle: NDArray[np.int64], shares: SharedGpus | None = None) -> None:
         self.idle = idle
+        self.shares = shares
+        """The GPUs that pods share, changed along with *idle*."""
         self.placements: list[Placement] = []
         self.touched: list[NDArray[np.int64]] = []
         """Nodes changed, by placing or by rolling back, in order; it only grows."""
@@ -85,6 +88,8 @@ class Statement:
 
     def _apply(self, cls: PodClass, rows: NDArray[np.int64], sign: int) -> None:
         np.subtract.at(self.idle, rows, cls.vector * sign)
+        if cls.shape.share is not None and self.shares is not None:
+            self.shares.change(cls, rows, sign)
         self.touched.append(rows)
         change = int(self._salt[rows].sum(dtype=np.uint64)) * cls.salt
         self.fingerprint = (self.fingerprint + sign * change) & _MASK

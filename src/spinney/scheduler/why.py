@@ -32,7 +32,9 @@ _IGNORED = {
     "not-ready": "if nodes that are not ready were used",
     "taints": "if the pods tolerated the taints",
     "node-affinity": "without the node selector or affinity",
+    "volumes": "if its volumes and claimed devices were reached from everywhere",
     "pod-affinity": "without pod affinity and anti-affinity",
+    "topology-spread": "without topology spread constraints",
 }
 _BINARY = {"memory", "ephemeral-storage"}
 

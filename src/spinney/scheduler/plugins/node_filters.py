@@ -95,3 +95,25 @@ class NodeAffinity:
             return False
         terms = shape.node_required
         return terms is None or any(term.matches(node.name, labels) for term in terms)
+
+
+class Volumes:
+    """Volumes that exist are reached by some nodes only."""
+
+    name = "volumes"
+
+    def allows(self, layout: Layout, shape: Shape) -> NDArray[np.bool_]:
+        """Return the nodes that reach all of the shape's volumes."""
+        if not shape.volumes:
+            return np.ones(len(layout), np.bool_)
+        return np.array(
+            [
+                all(any(t.matches(n.name, n.labels) for t in terms) for terms in shape.volumes)
+                for n in layout.nodes
+            ],
+            np.bool_,
+        )
+
+    def reasons(self, layout: Layout, shape: Shape) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+        """Yield the one reason there is."""
+        yield "not reaching its volumes or claimed devices", ~self.allows(layout, shape)

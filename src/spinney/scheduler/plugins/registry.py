@@ -5,10 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from spinney.errors import BadInputError
-from spinney.scheduler.plugins.node_filters import NodeAffinity, NotReady, Taints, Unschedulable
+from spinney.scheduler.plugins.gpu_shares import GpuShares, GpuSharing
+from spinney.scheduler.plugins.node_filters import (
+    NodeAffinity,
+    NotReady,
+    Taints,
+    Unschedulable,
+    Volumes,
+)
 from spinney.scheduler.plugins.pod_affinity import PodAffinity
 from spinney.scheduler.plugins.room_filters import HostPorts, Resources
-from spinney.scheduler.plugins.scores import BinPack, PreferredAffinity, ResourceType
+from spinney.scheduler.plugins.scores import BinPack, PreferredAffinity, ResourceType, SpreadOut
+from spinney.scheduler.plugins.topology_spread import SpreadScore, TopologySpread
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -16,10 +24,24 @@ if TYPE_CHECKING:
     from spinney.scheduler.plugins import NodeFilter, RoomFilter, Score
 
 NODE_FILTERS: dict[str, NodeFilter] = {
-    f.name: f for f in (Unschedulable(), NotReady(), Taints(), NodeAffinity())
+    f.name: f for f in (Unschedulable(), NotReady(), Taints(), NodeAffinity(), Volumes())
 }
-ROOM_FILTERS: dict[str, RoomFilter] = {f.name: f for f in (Resources(), HostPorts(), PodAffinity())}
-SCORES: dict[str, Score] = {s.name: s for s in (BinPack(), ResourceType(), PreferredAffinity())}
+ROOM_FILTERS: dict[str, RoomFilter] = {
+    f.name: f for f in (Resources(), GpuShares(), HostPorts(), PodAffinity(), TopologySpread())
+}
+COUPLING = ("pod-affinity", "topology-spread")
+"""Room filters that look at where other pods are."""
+SCORES: dict[str, Score] = {
+    s.name: s
+    for s in (
+        BinPack(),
+        SpreadOut(),
+        ResourceType(),
+        PreferredAffinity(),
+        GpuSharing(),
+        SpreadScore(),
+    )
+}
 
 
 def check(kind: str, names: Iterable[str], known: Mapping[str, object]) -> None:

@@ -26,6 +26,18 @@ class BinPack:
         return 1.0 - _scaled(session.idle[rows, cls.main].astype(np.float64))
 
 
+class SpreadOut:
+    """Prefers the node with most left: the opposite of `BinPack`."""
+
+    name = "spread"
+
+    def score(
+        self, session: Session, cls: PodClass, rows: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """Return 1 for the emptiest of *rows*, 0 for the fullest."""
+        return _scaled(session.idle[rows, cls.main].astype(np.float64))
+
+
 class ResourceType:
     """Keeps pods that need no device off nodes that have some."""
 

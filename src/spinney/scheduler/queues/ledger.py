@@ -30,6 +30,7 @@ from spinney.scheduler.queues.model import (
     times,
     within,
 )
+from spinney.scheduler.shapes import SHARED_GPU
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -104,7 +105,11 @@ class Ledger:
         layout = self._snapshot.layout
         usable = np.array([n.ready and not n.unschedulable for n in layout.nodes], np.bool_)
         columns = layout.allocatable[usable].T
-        found = tuple((n, _exact_sum(c)) for n, c in zip(layout.resources, columns, strict=True))
+        found = tuple(
+            (name, _exact_sum(column))
+            for name, column in zip(layout.resources, columns, strict=True)
+            if name != SHARED_GPU
+        )
         foreign = [p for p in self._snapshot.pods.values() if not p.ours and p.state == "active"]
         taken = pods_amount(p for p in foreign if p.node in layout.index)
         rest = minus(charge(found), taken)
