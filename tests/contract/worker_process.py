@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -13,12 +14,11 @@ import sys
 import time
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from random import SystemRandom
+from typing import Any
 
 from spinney.engine.assembly import model_directory
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 ANSWER_S = 60.0
 MODEL = "demo"
@@ -90,8 +90,18 @@ def vllm_environment() -> dict[str, str]:
 
 
 def free_port() -> int:
-    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
-        return int(taken.getsockname()[1])
+    """Return a port that nobody listens on, and that no connection is given by chance.
+
+    The kernel takes the near ends of connections from its ephemeral range, so a process that starts
+    again on its port must have one from below.
+    """
+    first_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for _ in range(100):
+        port = SystemRandom().randrange(10_000, first_ephemeral)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError(f"no free port between 10000 and {first_ephemeral}")
 
 
 @dataclass
