@@ -190,6 +190,12 @@ class FakeWorker:
             said = {"error": {"message": "told to fail", "type": "fake", "code": fault}}
             await _answer(send, fault, said)
             return
+        if seen.path == "/v1/embeddings":
+            await _answer(send, 200, {"object": "list", "data": [{"embedding": [0.5]}]})
+            return
+        if seen.path == "/v1/responses":
+            await self._respond(seen, send, fault)
+            return
         params = seen.body.get("kv_transfer_params") or {}
         if params.get("do_remote_decode"):
             await self._prefill(seen, send, fault)
@@ -204,6 +210,19 @@ class FakeWorker:
             await _raw(send, 200, b"{not json")
         else:
             await self._whole(seen, send)
+
+    async def _respond(self, seen: Seen, send: Any, fault: str | int) -> None:
+        if not seen.body.get("stream"):
+            await _answer(send, 200, {"object": "response", "output": []})
+            return
+        parts = [b'event: response.created\ndata: {"type":"response.created"}\n\n']
+        if fault != "no-done":
+            parts.append(b'event: response.completed\ndata: {"type":"response.completed"}\n\n')
+        headers = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        for part in parts:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _prefill(self, seen: Seen, send: Any, fault: str | int) -> None:
         if fault == "bad-json":

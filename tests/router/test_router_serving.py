@@ -603,3 +603,51 @@ def test_an_aiohttp_client_sees_no_compression_or_length_on_streams():
     assert headers["content-type"].startswith("text/event-stream")
     assert headers["transfer-encoding"] == "chunked"
     assert "content-encoding" not in headers
+
+
+# What only passes through
+
+
+def test_embeddings_and_responses_pass_through_to_a_worker_that_decodes():
+    async def main():
+        async with fleet("p d") as world:
+            asked = {"input": "a text", "stream": False}
+            found = await world.ask(asked, "/v1/embeddings")
+            whole = await world.ask(asked, "/v1/responses")
+            stream = await world.ask(asked | {"stream": True}, "/v1/responses")
+            lacking = await world.ask({"prompt": "x"}, "/v1/responses")
+            assert found.json["data"][0]["embedding"] == [0.5]
+            assert whole.json["object"] == "response"
+            assert stream.body.count(b"event: ") == 2
+            assert (lacking.status, world.prefill[0].seen) == (400, [])
+            assert {seen.body["input"] for seen in world.decode[0].seen} == {"a text"}
+            assert all("return_token_ids" not in seen.body for seen in world.decode[0].seen)
+            ok = [
+                await world.metric("requests_total", path=path, outcome="ok")
+                for path in ("/v1/embeddings", "/v1/responses")
+            ]
+            assert ok == [1, 2]
+
+    asyncio.run(main())
+
+
+def test_a_response_that_is_not_complete_ends_with_an_error_event():
+    async def main():
+        async with fleet("d") as world:
+            world.decode[0].fault = "no-done"
+            asked = {"input": "a text", "stream": True}
+            return await world.ask(asked, "/v1/responses")
+
+    said = asyncio.run(main())
+
+    assert b"response.created" in said.body
+    assert b'"code":"worker_failed"' in said.body
+
+
+def test_a_worker_without_the_path_has_its_404_passed_on():
+    async def main():
+        async with fleet("d") as world:
+            world.decode[0].fault = 404
+            return await world.ask({"input": "a"}, "/v1/embeddings")
+
+    assert asyncio.run(main()).status == 404

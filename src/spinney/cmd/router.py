@@ -146,6 +146,30 @@ _deadline = click.FloatRange(min=0.001)
     default=_DEFAULTS.max_attempts,
     help="Decode workers tried for one request.",
 )
+@click.option(
+    "--max-running",
+    type=click.IntRange(min=1),
+    default=_DEFAULTS.max_running_per_worker,
+    help="Requests served at once for each decode worker; the rest wait for their turns.",
+)
+@click.option(
+    "--max-waiting",
+    type=click.IntRange(min=0),
+    default=_DEFAULTS.max_waiting,
+    help="Requests for one model that may wait; more are refused with 429.",
+)
+@click.option(
+    "--queue-deadline",
+    type=_deadline,
+    default=_DEFAULTS.queue_deadline_s,
+    help="Seconds a request may wait for its turn.",
+)
+@click.option(
+    "--ttft-target-ms",
+    type=_deadline,
+    help="When first tokens are wanted; requests that would be later are refused with 503. "
+    "A request's own target is its header x-spinney-ttft-ms.",
+)
 @click.option("--seed", type=int, help="Makes the choice between equals repeatable.")
 @click.option("--log-json", is_flag=True, help="Log as JSON.")
 def router(**flags: Any) -> None:
@@ -184,6 +208,10 @@ class Options:
     idle_deadline: float
     drain_deadline: float
     max_attempts: int
+    max_running: int
+    max_waiting: int
+    queue_deadline: float
+    ttft_target_ms: float | None
     seed: int | None
     log_json: bool
 
@@ -218,6 +246,10 @@ class Options:
             idle_stream_deadline_s=self.idle_deadline,
             drain_deadline_s=self.drain_deadline,
             max_attempts=self.max_attempts,
+            max_running_per_worker=self.max_running,
+            max_waiting=self.max_waiting,
+            queue_deadline_s=self.queue_deadline,
+            ttft_target_ms=self.ttft_target_ms,
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from dataclasses import replace
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -17,12 +18,13 @@ from spinney.errors import BadInputError
 from spinney.log import get_logger
 from spinney.metrics import CONTENT_TYPE, exposition
 from spinney.router import openai
+from spinney.router.admission import Claim
 from spinney.router.relay import ClientStalledError, Headers, Reply
 from spinney.router.serving import RETRY_AFTER_S, Outcome, Run, Serving, request_id_headers
 from spinney.router.stories import Stories, Story
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, MutableMapping
+    from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 
     from prometheus_client import CollectorRegistry
 
@@ -42,9 +44,13 @@ _JSON: Headers = [(b"content-type", b"application/json")]
 _FORWARDED = frozenset({b"authorization", b"traceparent", b"tracestate", b"baggage"})
 """Request headers that go on to workers, besides those that start with ``x-``."""
 _MAX_ID = 128
+TENANT = "x-spinney-tenant"
+PRIORITY = "x-spinney-priority"
+TARGET = "x-spinney-ttft-ms"
+MOST_URGENT = 9
 GOODBYE_S = 1.0
 """For telling clients that their requests are broken off."""
-_SERVED = (openai.COMPLETIONS, openai.CHAT_COMPLETIONS)
+_SERVED = (openai.COMPLETIONS, openai.CHAT_COMPLETIONS, openai.EMBEDDINGS, openai.RESPONSES)
 
 
 class BodyTooLargeError(Exception):
@@ -172,6 +178,7 @@ class RouterApp:
             if body is None:
                 return
             inbound = openai.read_request(path, body)
+            claim = read_claim(forwarded, self._limits.ttft_target_ms)
         except BodyTooLargeError:
             most = self._limits.max_request_bytes
             message = f"the request body has more than {most} bytes"
@@ -182,7 +189,7 @@ class RouterApp:
             await _error(reply, 400, str(error), request_id_headers(request_id))
             self._ended(path, story, Outcome.BAD_REQUEST, came_s)
             return
-        run = Run(request_id, inbound, forwarded, reply, story, came_s)
+        run = Run(request_id, inbound, forwarded, reply, story, came_s, claim)
         self._ended(path, story, await self._tracked(run, receive), came_s)
 
     async def _tracked(self, run: Run, receive: Receive) -> Outcome:
@@ -319,6 +326,36 @@ class _Disconnect:
         if not self._reply.finished:
             self.gone = True
             self._task.cancel()
+
+
+def read_claim(headers: Mapping[str, str], ttft_ms: float | None) -> Claim:
+    """Return how a request stands among others, by its headers; raise BadInputError.
+
+    The tenant is the one it names, else its API key; *ttft_ms* is for those that name no target.
+    """
+    tenant = headers.get(TENANT) or _digest(headers.get("authorization", ""))
+    target, priority = headers.get(TARGET), headers.get(PRIORITY)
+    if target is None and priority is None:
+        return Claim(tenant, ttft_ms=ttft_ms)
+    try:
+        if target is not None:
+            ttft_ms = float(target)
+            if not 0 < ttft_ms < float("inf"):
+                raise ValueError
+        urgency = int(priority or 0)
+        if abs(urgency) > MOST_URGENT:
+            raise ValueError
+    except ValueError:
+        raise BadInputError(
+            f"headers {TARGET}: {target!r}, {PRIORITY}: {priority!r}; wanted are milliseconds "
+            f"above 0, and a whole number from -{MOST_URGENT} to {MOST_URGENT}"
+        ) from None
+    return Claim(tenant, urgency, ttft_ms)
+
+
+def _digest(key: str) -> str:
+    """Return what tells keys apart and does not give them away."""
+    return blake2b(key.encode(), digest_size=8).hexdigest() if key else ""
 
 
 _ALLOW_POST: Headers = [(b"allow", b"POST")]

@@ -42,6 +42,7 @@ class Router:
     """A router that has to be run while ``app`` serves."""
 
     app: RouterApp
+    serving: Serving
     table: WorkerTable
     ledger: Ledger
     cache: CacheView
@@ -90,7 +91,6 @@ def assemble(
         faults.succeeded(worker)
 
     table = WorkerTable(source, network, limits, forget)
-    metrics.watch(table.workers)
     serving = Serving(
         table,
         network,
@@ -104,6 +104,8 @@ def assemble(
         faults=faults,
         stories=stories,
     )
+    metrics.watch(table.workers, serving.all_waiting)
+    source.on_change(serving.look)
     app = RouterApp(
         serving,
         table,
@@ -114,4 +116,4 @@ def assemble(
         clock=clock,
         ids=ids,
     )
-    return Router(app, table, ledger, cache, blocks, feeds)
+    return Router(app, serving, table, ledger, cache, blocks, feeds)

@@ -28,6 +28,15 @@ class Limits:
     probe_period_s: float = 1.0
     """Between two questions to a worker whose models are not known."""
 
+    max_running_per_worker: int = 2048
+    """Requests for a model that are served at once, for each of its decode workers."""
+    max_waiting: int = 4096
+    """Requests for a model that wait for others to end; more are refused with 429."""
+    queue_deadline_s: float = 30.0
+    """How long a request waits for its turn."""
+    ttft_target_ms: float | None = None
+    """When first tokens are wanted of requests that do not say; None is at any time."""
+
     max_attempts: int = 3
     """Decode workers tried for one request; the last is asked to prefill by itself."""
     max_prefill_attempts: int = 2

@@ -69,6 +69,8 @@ class RouterMetrics(Collector):
         self.itl = FastHistogram(_SHORT_S)
         self.duration = FastHistogram(_LONG_S)
         self.prefill = FastHistogram(_LONG_S)
+        self.queue_wait = FastHistogram(_LONG_S)
+        self._waiting: Callable[[], dict[str, int]] = dict
 
         def counter(name: str, documentation: str, *labels: str) -> Counter:
             return Counter(f"spinney_router_{name}", documentation, labels, registry=registry)
@@ -87,6 +89,7 @@ class RouterMetrics(Collector):
             "cache_audits", "Workers' caches compared with what was thought", "outcome"
         )
         self.cached_tokens = counter("cached_tokens", "Prompt tokens found in workers' caches")
+        self.refusals = counter("refusals", "Requests refused before they were served", "reason")
         self.handovers = counter(
             "handovers", "Prefills handed to a decode worker, by what came of them", "outcome"
         )
@@ -111,9 +114,12 @@ class RouterMetrics(Collector):
             self.handover_bytes.inc(max(0, report.bytes_pulled))
             self.handover_seconds.inc(max(0.0, report.seconds))
 
-    def watch(self, workers: Callable[[], tuple[Worker, ...]]) -> None:
-        """Report the workers that *workers* returns."""
+    def watch(
+        self, workers: Callable[[], tuple[Worker, ...]], waiting: Callable[[], dict[str, int]]
+    ) -> None:
+        """Report the workers, and how many requests wait by model, that these return."""
         self._workers = workers
+        self._waiting = waiting
 
     def collect(self) -> Iterator[Metric]:
         """Yield what is counted outside the library."""
@@ -122,6 +128,13 @@ class RouterMetrics(Collector):
         yield self.itl.family(f"{prefix}itl_seconds", "Between two events of a stream")
         yield self.duration.family(f"{prefix}request_seconds", "From a request to its end")
         yield self.prefill.family(f"{prefix}prefill_seconds", "Of prefills on prefill workers")
+        yield self.queue_wait.family(f"{prefix}queue_wait_seconds", "Of requests, for their turn")
+        waiting = GaugeMetricFamily(
+            f"{prefix}waiting_requests", "Requests that wait for their turn", labels=["model"]
+        )
+        for model, count in self._waiting().items():
+            waiting.add_metric([model], count)
+        yield waiting
         events = CounterMetricFamily(f"{prefix}streamed_events", "Events sent to clients")
         events.add_metric([], self.streamed_events)
         yield events

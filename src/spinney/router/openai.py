@@ -23,6 +23,17 @@ if TYPE_CHECKING:
 
 COMPLETIONS = "/v1/completions"
 CHAT_COMPLETIONS = "/v1/chat/completions"
+EMBEDDINGS = "/v1/embeddings"
+RESPONSES = "/v1/responses"
+PROMPT_FIELD = {
+    COMPLETIONS: "prompt",
+    CHAT_COMPLETIONS: "messages",
+    EMBEDDINGS: "input",
+    RESPONSES: "input",
+}
+"""What is asked about, by path. Those with an input pass through to a worker that has the path."""
+DONE = b"[DONE]"
+_RESPONSE_ENDS = (b"response.completed", b"response.incomplete", b"response.failed", DONE)
 
 NULL = b"null"
 _KV = "kv_transfer_params"
@@ -51,6 +62,7 @@ class _Fields(msgspec.Struct):
     use_beam_search: bool | None = None
     prompt: msgspec.Raw = msgspec.Raw(b"")
     messages: msgspec.Raw = msgspec.Raw(b"")
+    input: msgspec.Raw = msgspec.Raw(b"")
     tools: msgspec.Raw = msgspec.Raw(b"")
     kv_transfer_params: msgspec.Raw = msgspec.Raw(b"")
     logprobs: bool | int | None = None
@@ -88,6 +100,11 @@ class Inbound:
     wants_usage: bool = False
     """Whether a stream is to end with the token counts."""
 
+    @property
+    def stream_ends(self) -> tuple[bytes, ...]:
+        """What is in the last event of a complete stream: one of these."""
+        return _RESPONSE_ENDS if self.path == RESPONSES else (DONE,)
+
 
 def read_request(path: str, body: bytes) -> Inbound:
     """Return what routing needs of *body*; raise BadInputError saying what is wrong where."""
@@ -97,11 +114,12 @@ def read_request(path: str, body: bytes) -> Inbound:
         raise BadInputError(f"the request body has a field of the wrong type: {error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadInputError(f"the request body is not JSON: {error}") from None
-    wanted = "messages" if path == CHAT_COMPLETIONS else "prompt"
-    prompt = bytes(fields.messages if path == CHAT_COMPLETIONS else fields.prompt)
+    wanted = PROMPT_FIELD[path]
+    prompt = bytes(getattr(fields, wanted))
     if not prompt or prompt == NULL:
         raise BadInputError(f"the request body has no field {wanted!r}; {path} needs it")
     tokens, single = _measure(prompt) if wanted == "prompt" else (_estimate(prompt), True)
+    single &= wanted != "input"
     splittable = single and _one_sequence(fields)
     seed = b"\0".join(((fields.model or "").encode(), bytes(fields.tools), b""))
     return Inbound(

@@ -11,7 +11,7 @@ import asyncio
 from typing import TYPE_CHECKING, Literal, Self
 
 from spinney.errors import SpinneyError
-from spinney.router.openai import read_error
+from spinney.router.openai import DONE, read_error
 from spinney.router.upstream import Answer, FailureKind, WorkerFailure
 from spinney.router.workers import Stage
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 Headers = list[tuple[bytes, bytes]]
-DONE = b"[DONE]"
 _END = b"\n\n"
 _CRLF_END = b"\r\n\r\n"
 _ERROR = b'data: {"error"'
@@ -133,15 +132,20 @@ class EventRelay:
         *,
         idle_s: float,
         most_held: int,
+        ends: tuple[bytes, ...] = (DONE,),
         journal: Journal | None = None,
     ) -> None:
-        """*journal* takes down what is sent, so that another worker can go on."""
+        """One of *ends* is in the last event of a complete stream.
+
+        *journal* takes down what is sent, so that another worker can go on.
+        """
         self._worker = worker
         self._answer = answer
         self._reply = reply
         self._metrics = metrics
         self._idle_s = idle_s
         self._most_held = most_held
+        self._ends = ends
         self._journal = journal
         self.events = 0
         """Events sent so far."""
@@ -206,10 +210,11 @@ class EventRelay:
             elif len(held) > self._most_held:
                 self._bound(len(held))
             chunk = await self._next(last)
-        if DONE in held:
+        if self._ended(held):
             last = held
-        if DONE not in last and _ERROR not in last:
-            raise self._failure(FailureKind.BROKEN, "the stream ended without [DONE]")
+        if not self._ended(last) and _ERROR not in last:
+            wanted = self._ends[-1].decode()
+            raise self._failure(FailureKind.BROKEN, f"the stream ended without {wanted}")
         await reply.end(held)
 
     async def _next(self, last: bytes) -> bytes:
@@ -217,9 +222,12 @@ class EventRelay:
         try:
             return await self._answer.chunk()
         except WorkerFailure:
-            if DONE in last:
+            if self._ended(last):
                 return b""
             raise
+
+    def _ended(self, last: bytes) -> bool:
+        return any(end in last for end in self._ends)
 
     def _before_error(self, events: bytes) -> tuple[bytes, WorkerFailure | None]:
         """Return what comes before an error in *events*, and the failure that the error is.

@@ -21,6 +21,7 @@ import msgspec
 
 from spinney.log import get_logger
 from spinney.router import openai
+from spinney.router.admission import Claim, Forecast, Gate, RefusedError, too_late
 from spinney.router.load import Faults, Ledger, RetryBudget, Work, view_of
 from spinney.router.migration import RESUMED_HEADER, DivergedError, Journal
 from spinney.router.picker import Ask, Choice, Mode, Nobody, Pick, Policy, View, pick, pick_prefill
@@ -57,6 +58,8 @@ class Outcome(StrEnum):
     BAD_REQUEST = "bad-request"
     UNKNOWN_MODEL = "unknown-model"
     NO_WORKER = "no-worker"
+    REFUSED = "refused"
+    """There is no room, or it would be too late."""
     FAILED = "failed"
     """No worker could serve it, and the client was told."""
     BROKEN_OFF = "broken-off"
@@ -79,6 +82,7 @@ class Run:
     story: Story
     came_s: float
     """By the loop's clock."""
+    claim: Claim = field(default_factory=Claim)
     found: dict[str, int] = field(default_factory=dict)
     """Prompt tokens that each worker seems to have computed before."""
     cached: dict[str, int] = field(default_factory=dict)
@@ -90,6 +94,9 @@ class Run:
     journal: Journal | None = None
     """What the client has of its stream, for another worker to go on from."""
     migrations: int = 0
+    expected: float = 0.0
+    """What the first token was thought to cost, at `chosen_s`."""
+    chosen_s: float = 0.0
 
     def ask(self) -> Ask:
         """Return what the picker has to know."""
@@ -167,6 +174,8 @@ class Serving:
         self._faults = faults
         self._stories = stories
         self._budget = RetryBudget(limits)
+        self._gates: dict[str, Gate] = {}
+        self._forecast = Forecast()
 
     def view(self) -> View:
         """Return what a choice would be made from now."""
@@ -174,6 +183,69 @@ class Serving:
 
     async def serve(self, run: Run) -> Outcome:
         """Answer *run*; return how it ended. Being cancelled ends all work for it."""
+        gate = self._gate(run.inbound.model)
+        try:
+            if gate is None or not self._capacity(run.inbound.model):
+                return await self._serve(run)
+            async with gate.passed(run.claim, run.inbound.prompt_tokens):
+                self._metrics.queue_wait.observe(_now() - run.came_s)
+                return await self._serve(run)
+        except RefusedError as error:
+            return await self._refuse(run, error)
+
+    def waiting(self, model: str) -> int:
+        """Return how many requests for *model* wait for their turn."""
+        gate = self._gates.get(model)
+        return gate.waiting if gate else 0
+
+    def all_waiting(self) -> dict[str, int]:
+        """Return how many wait, by model."""
+        return {model: gate.waiting for model, gate in self._gates.items()}
+
+    def look(self) -> None:
+        """Let in who waits, when there are other workers than before."""
+        for gate in self._gates.values():
+            gate.look()
+
+    def _gate(self, model: str) -> Gate | None:
+        """Return the door to the workers of *model*; None when there are none to wait for."""
+        found = self._gates.get(model)
+        if found is None:
+            if not self._capacity(model):
+                return None
+            found = self._gates[model] = Gate(self._limits, lambda: self._capacity(model))
+        return found
+
+    def _capacity(self, model: str) -> int:
+        view = View(self._table.workers(), rosters=self._table.rosters)
+        return len(view.roster(model).decoders) * self._limits.max_running_per_worker
+
+    def _in_time(self, run: Run, choice: Choice) -> None:
+        """Raise RefusedError when the first token would come too late, as far as is known."""
+        wanted_ms = run.claim.ttft_ms
+        if wanted_ms is None or run.attempt > 1:
+            return
+        expected_ms = self._forecast.ms(choice.first_token)
+        if expected_ms is None:
+            return
+        expected_ms += 1000 * (_now() - run.came_s)
+        if expected_ms > wanted_ms:
+            raise too_late(wanted_ms, expected_ms)
+
+    async def _refuse(self, run: Run, error: RefusedError) -> Outcome:
+        self._metrics.refusals.labels(error.code).inc()
+        self._note(run, "refused", code=error.code, detail=str(error))
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"retry-after", str(error.retry_after_s).encode()),
+            *request_id_headers(run.id),
+        ]
+        kind = "rate_limit_error" if error.status == 429 else "server_error"
+        body = openai.error_body(str(error), kind, code=error.code)
+        await self._send_whole(run, error.status, headers, body)
+        return Outcome.REFUSED
+
+    async def _serve(self, run: Run) -> Outcome:
         self._budget.earn()
         await self._measure(run)
         self._metrics.prompt_tokens.inc(run.inbound.prompt_tokens)
@@ -185,6 +257,7 @@ class Serving:
             if isinstance(choice, Nobody):
                 return await self._nobody(run, choice)
             self._note_choice(run, choice)
+            self._in_time(run, choice)
             try:
                 return await self._attempt(run, choice)
             except ClientStalledError as error:
@@ -212,6 +285,8 @@ class Serving:
     # Attempts
 
     async def _attempt(self, run: Run, choice: Choice) -> Outcome:
+        run.expected = choice.first_token
+        run.chosen_s = _now()
         worker = choice.decode.worker
         tokens = run.inbound.prompt_tokens
         with self._ledger.work(worker, Stage.DECODE, context_tokens=tokens) as work:
@@ -313,6 +388,7 @@ class Serving:
                     self._metrics,
                     idle_s=limits.idle_stream_deadline_s,
                     most_held=limits.max_event_bytes,
+                    ends=run.inbound.stream_ends,
                     journal=run.journal,
                 )
                 first = await relay.first()
@@ -376,7 +452,10 @@ class Serving:
         self._faults.succeeded(worker.name)
         if served.handover is not None:
             self._cache.routed(worker.name, run.inbound, _now())
-        ttft_s = _now() - run.came_s
+        now_s = _now()
+        ttft_s = now_s - run.came_s
+        if run.attempt == 1 and run.inbound.stream:
+            self._forecast.observe(run.expected, 1000 * (now_s - run.chosen_s))
         self._metrics.ttft.observe(ttft_s)
         self._note(run, "first byte", worker=worker.name, mode=served.mode.value)
 

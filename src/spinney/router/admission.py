@@ -1,0 +1,263 @@
+"""Who is served next, who waits, and who is told at once that it would be too late.
+
+`FairQueue` decides: higher priorities first, and within one the tenant that has had least, each
+tenant's own requests in the order they came. `Gate` is the door in front of one model's workers:
+at most so many requests run, at most so many wait, each for a bounded time. `Forecast` learns from
+what first tokens took what the next one will take. Invariants: a request that was let in is let
+out once; a tenant that floods the queue costs others nothing but their fair share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from spinney.errors import SpinneyError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from spinney.router.limits import Limits
+
+T = TypeVar("T")
+
+MAX_TENANTS = 4096
+"""Tenants whose past share is remembered; beyond it the ones that have had least are forgotten."""
+FORGETTING = 0.97
+"""What an observation counts for after one more."""
+ENOUGH = 8
+"""Observations before a forecast is made."""
+
+
+class RefusedError(SpinneyError):
+    """A request is not served now. *retry_after_s* says when it may be worth asking again."""
+
+    def __init__(self, message: str, *, status: int, code: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(slots=True)
+class _Line(Generic[T]):
+    """One tenant's waiting requests, and when its turn is in the time of shares."""
+
+    due: float
+    items: deque[tuple[T, float]] = field(default_factory=deque)
+
+
+class FairQueue(Generic[T]):
+    """A bounded queue that shares out turns by cost."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._lines: dict[int, dict[str, _Line[T]]] = {}
+        self._had: dict[str, float] = {}
+        self._now = 0.0
+        self._size = 0
+
+    def __len__(self) -> int:
+        """Return how many wait."""
+        return self._size
+
+    def push(self, item: T, tenant: str, priority: int, cost: float) -> T | None:
+        """Add *item*; return the one that has no room any more, if there is one.
+
+        That is the latest of the tenant with the longest line, of the lowest priority that is not
+        above *priority*; it may be *item* itself.
+        """
+        lines = self._lines.setdefault(priority, {})
+        line = lines.get(tenant)
+        if line is None:
+            line = lines[tenant] = _Line(max(self._now, self._had.get(tenant, 0.0)))
+        line.items.append((item, cost))
+        self._size += 1
+        return self._overflow(priority) if self._size > self._capacity else None
+
+    def pop(self) -> T | None:
+        """Take out whose turn it is; None when nobody waits."""
+        if not self._size:
+            return None
+        lines = self._lines[max(self._lines)]
+        tenant = min(lines, key=lambda name: (lines[name].due, name))
+        line = lines[tenant]
+        item, cost = line.items.popleft()
+        self._now = max(self._now, line.due)
+        line.due += cost
+        self._had[tenant] = max(line.due, self._had.get(tenant, 0.0))
+        self._removed(max(self._lines), tenant)
+        if len(self._had) > MAX_TENANTS:
+            self._had = {name: had for name, had in self._had.items() if had > self._now}
+            while len(self._had) > MAX_TENANTS:
+                self._had.pop(next(iter(self._had)))
+        return item
+
+    def discard(self, item: T, tenant: str, priority: int) -> bool:
+        """Take *item* out; return whether it was there."""
+        line = self._lines.get(priority, {}).get(tenant)
+        for entry in line.items if line else ():
+            if entry[0] is item:
+                assert line is not None
+                line.items.remove(entry)
+                self._removed(priority, tenant)
+                return True
+        return False
+
+    def _overflow(self, most: int) -> T:
+        lowest = min(priority for priority in self._lines if priority <= most)
+        lines = self._lines[lowest]
+        tenant = max(lines, key=lambda name: (len(lines[name].items), name))
+        item, _ = lines[tenant].items.pop()
+        self._removed(lowest, tenant)
+        return item
+
+    def _removed(self, priority: int, tenant: str) -> None:
+        self._size -= 1
+        lines = self._lines[priority]
+        if not lines[tenant].items:
+            del lines[tenant]
+        if not lines:
+            del self._lines[priority]
+
+
+class Forecast:
+    """A straight line through what first tokens took over what they were thought to cost.
+
+    Old observations fade. Costs are in any unit; times are in milliseconds.
+    """
+
+    def __init__(self) -> None:
+        self._seen = 0
+        self._n = self._x = self._y = self._xx = self._xy = 0.0
+
+    def observe(self, cost: float, took_ms: float) -> None:
+        """Note that what was thought to cost *cost* took *took_ms*."""
+        self._seen += 1
+        self._n = self._n * FORGETTING + 1
+        self._x = self._x * FORGETTING + cost
+        self._y = self._y * FORGETTING + took_ms
+        self._xx = self._xx * FORGETTING + cost * cost
+        self._xy = self._xy * FORGETTING + cost * took_ms
+
+    def ms(self, cost: float) -> float | None:
+        """Return what *cost* will take; None when too little was seen."""
+        if self._seen < ENOUGH:
+            return None
+        mean = self._y / self._n
+        spread = self._n * self._xx - self._x * self._x
+        if spread <= 1e-9 * self._xx * self._n:
+            return mean
+        slope = max(0.0, (self._n * self._xy - self._x * self._y) / spread)
+        return max(0.0, mean + slope * (cost - self._x / self._n))
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """How a request stands among the others."""
+
+    tenant: str = ""
+    priority: int = 0
+    """Higher goes first."""
+    ttft_ms: float | None = None
+    """When its first token is wanted, from its coming on; None at any time."""
+
+
+class Gate:
+    """The door in front of one model's workers."""
+
+    def __init__(self, limits: Limits, capacity: Callable[[], int]) -> None:
+        """*capacity* says how many requests may run now."""
+        self._limits = limits
+        self._capacity = capacity
+        self._queue: FairQueue[asyncio.Future[None]] = FairQueue(limits.max_waiting)
+        self._turn_s = 0.0
+        self._last_out_s = 0.0
+        self.running = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait."""
+        return len(self._queue)
+
+    def wait_ms(self) -> float:
+        """Return about how long a request that comes now would wait."""
+        if self.running < self._capacity() and not self._queue:
+            return 0.0
+        return 1000 * self._turn_s * (len(self._queue) + 1)
+
+    @asynccontextmanager
+    async def passed(self, claim: Claim, cost: float) -> AsyncIterator[None]:
+        """Run what is inside when it is its turn; raise RefusedError when it is not let in."""
+        if self.running < self._capacity() and not self._queue:
+            self.running += 1
+        else:
+            await self._wait(claim, cost)
+        try:
+            yield
+        finally:
+            self._left()
+
+    async def _wait(self, claim: Claim, cost: float) -> None:
+        if claim.ttft_ms is not None and (expected := self.wait_ms()) > claim.ttft_ms:
+            raise too_late(claim.ttft_ms, expected)
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        full = self._queue.push(turn, claim.tenant, claim.priority, cost)
+        if full is not None and not full.done():
+            full.set_exception(self._full())
+        most_s = self._limits.queue_deadline_s
+        if claim.ttft_ms is not None:
+            most_s = min(most_s, claim.ttft_ms / 1000)
+        try:
+            async with asyncio.timeout(most_s):
+                await turn
+        except TimeoutError:
+            self._give_up(turn, claim)
+            raise too_late(1000 * most_s, 1000 * most_s) from None
+        except asyncio.CancelledError:
+            self._give_up(turn, claim)
+            raise
+
+    def _give_up(self, turn: asyncio.Future[None], claim: Claim) -> None:
+        let_in = turn.done() and not turn.cancelled() and turn.exception() is None
+        if not self._queue.discard(turn, claim.tenant, claim.priority) and let_in:
+            self._left()  # Its turn came just when it had given up: the next one has it.
+
+    def _left(self) -> None:
+        self.running -= 1
+        now_s = asyncio.get_running_loop().time()
+        if self._queue:
+            self._turn_s += 0.1 * (now_s - self._last_out_s - self._turn_s)
+        self._last_out_s = now_s
+        self.look()
+
+    def look(self) -> None:
+        """Let in who may be let in now; call it when there is more room than before."""
+        while self._queue and self.running < self._capacity():
+            turn = self._queue.pop()
+            if turn is not None and not turn.done():
+                self.running += 1
+                turn.set_result(None)
+
+    def _full(self) -> RefusedError:
+        return RefusedError(
+            f"{self._limits.max_waiting} requests wait, and no more may (--max-waiting); "
+            f"ask again later",
+            status=429,
+            code="queue_full",
+            retry_after_s=max(1, round(self._turn_s * len(self._queue))),
+        )
+
+
+def too_late(wanted_ms: float, expected_ms: float) -> RefusedError:
+    """Return the refusal of a request whose first token would come too late."""
+    return RefusedError(
+        f"the first token is wanted within {wanted_ms:.0f} ms and would take about "
+        f"{expected_ms:.0f} ms now; ask again later, or allow more",
+        status=503,
+        code="deadline",
+        retry_after_s=max(1, round((expected_ms - wanted_ms) / 1000)),
+    )

@@ -1,0 +1,177 @@
+"""What work costs on a worker: in milliseconds of a performance model, or in prompt tokens.
+
+Both kinds answer the same questions with numbers that may be added up and compared, so that the
+choice does not know which it has. Pure arithmetic; what a model says of a step is remembered, since
+it is asked for every worker of every choice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from spinney.perfmodel.step_model import Distance
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+REMEMBERED = 65_536
+"""Answers of the model that are kept; then they are asked for anew."""
+CONTEXT_STEP = 256
+"""Contexts are rounded up to so many tokens, so that few questions differ."""
+DECODE_HORIZON = 64
+"""Output tokens over which a slower decode is counted."""
+STALL_WEIGHT = 0.1
+"""What a millisecond counts in which a prompt holds up another sequence that decodes."""
+
+
+class Costs(Protocol):
+    """What is asked of a cost model."""
+
+    @property
+    def unit(self) -> str:
+        """``ms`` or ``tokens``."""
+        ...
+
+    @property
+    def weighs_modes(self) -> bool:
+        """Whether serving whole and splitting can be compared, whatever the workers' roles."""
+        ...
+
+    def prefill(self, tokens: int, cached: int) -> float:
+        """Return what it costs to compute *tokens* of which the first *cached* are there."""
+        ...
+
+    def queued(self, tokens: int) -> float:
+        """Return what it costs to wait for *tokens* of other prompts."""
+        ...
+
+    def decode(self, sequences: int, context_tokens: int, added_tokens: int) -> float:
+        """Return what decoding costs beside *sequences*; *added_tokens* come with this one."""
+        ...
+
+    def transfer(self, tokens: int, distance: Distance | None) -> float:
+        """Return what it costs to move the KV of *tokens*; None is an unknown distance."""
+        ...
+
+    def stall(self, sequences: int, prefill: float) -> float:
+        """Return what it costs the *sequences* that decode where a prompt of *prefill* runs."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCosts:
+    """In prompt tokens, without a model."""
+
+    decode_request_tokens: float = 16.0
+    """What one decoding sequence weighs."""
+    context_token_weight: float = 1 / 16
+    """What one token of a decoding sequence's context weighs."""
+    transfer_weights: Mapping[Distance, float] = field(
+        default_factory=lambda: {
+            Distance.HOST: 0.0,
+            Distance.RACK: 1 / 64,
+            Distance.ZONE: 1 / 16,
+            Distance.FAR: 1 / 4,
+        }
+    )
+    """What moving one token's KV weighs."""
+
+    @property
+    def unit(self) -> str:
+        """See `Costs`."""
+        return "tokens"
+
+    @property
+    def weighs_modes(self) -> bool:
+        """Tokens do not tell whether a prompt is better computed here or there."""
+        return False
+
+    def prefill(self, tokens: int, cached: int) -> float:
+        """See `Costs`."""
+        return max(0, tokens - cached)
+
+    def queued(self, tokens: int) -> float:
+        """See `Costs`."""
+        return tokens
+
+    def decode(self, sequences: int, context_tokens: int, added_tokens: int) -> float:
+        """See `Costs`: what this one adds is the same everywhere, and left out."""
+        return sequences * self.decode_request_tokens + context_tokens * self.context_token_weight
+
+    def transfer(self, tokens: int, distance: Distance | None) -> float:
+        """See `Costs`."""
+        return 0.0 if distance is None else tokens * self.transfer_weights[distance]
+
+    def stall(self, sequences: int, prefill: float) -> float:
+        """See `Costs`."""
+        return 0.0
+
+
+class StepTimes(Protocol):
+    """What is asked of a performance model; `spinney.perfmodel.step_model.StepModel` is one."""
+
+    @property
+    def chunk_tokens(self) -> int: ...  # noqa: D102
+
+    def prefill_s(self, tokens: int, cached: int = 0) -> float: ...  # noqa: D102
+
+    def decode_step_s(self, batch: int, context_tokens: int) -> float: ...  # noqa: D102
+
+    def transfer_s(self, bytes_: float, distance: Distance = ...) -> float: ...  # noqa: D102
+
+    def kv_bytes(self, tokens: int) -> float: ...  # noqa: D102
+
+
+class ModelCosts:
+    """In milliseconds, as a performance model says."""
+
+    def __init__(self, model: StepTimes) -> None:
+        self._model = model
+        self._queue_ms_per_token = 1000 * model.prefill_s(model.chunk_tokens) / model.chunk_tokens
+        self._prefills: dict[tuple[int, int], float] = {}
+        self._decodes: dict[tuple[int, int], float] = {}
+
+    @property
+    def unit(self) -> str:
+        """See `Costs`."""
+        return "ms"
+
+    @property
+    def weighs_modes(self) -> bool:
+        """See `Costs`."""
+        return True
+
+    def prefill(self, tokens: int, cached: int) -> float:
+        """See `Costs`."""
+        key = (tokens, cached)
+        found = self._prefills.get(key)
+        if found is None:
+            if len(self._prefills) >= REMEMBERED:
+                self._prefills.clear()
+            found = self._prefills[key] = 1000 * self._model.prefill_s(tokens, cached)
+        return found
+
+    def queued(self, tokens: int) -> float:
+        """See `Costs`."""
+        return tokens * self._queue_ms_per_token
+
+    def decode(self, sequences: int, context_tokens: int, added_tokens: int) -> float:
+        """See `Costs`: the time of `DECODE_HORIZON` steps with this sequence among the others."""
+        key = (sequences + 1, -(-(context_tokens + added_tokens) // CONTEXT_STEP))
+        found = self._decodes.get(key)
+        if found is None:
+            if len(self._decodes) >= REMEMBERED:
+                self._decodes.clear()
+            step_s = self._model.decode_step_s(key[0], key[1] * CONTEXT_STEP)
+            found = self._decodes[key] = 1000 * DECODE_HORIZON * step_s
+        return found
+
+    def transfer(self, tokens: int, distance: Distance | None) -> float:
+        """See `Costs`: an unknown distance is as far as any."""
+        far = Distance.FAR if distance is None else distance
+        return 1000 * self._model.transfer_s(self._model.kv_bytes(tokens), far)
+
+    def stall(self, sequences: int, prefill: float) -> float:
+        """See `Costs`."""
+        return STALL_WEIGHT * sequences * prefill
