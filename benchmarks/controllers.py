@@ -1,4 +1,4 @@
-"""Cost of the controllers: ``python benchmarks/controllers.py [shape ...] [--latency-ms 5] [--profile]``.
+"""Cost of the controllers: ``python benchmarks/controllers.py [shape ...] [--latency-ms 5]``.
 
 A set is created, becomes ready, is scaled and deleted, with the embedded API server, modelled
 kubelets and a scheduler that binds whatever is released. Every request takes the given latency, in
@@ -53,9 +53,7 @@ NODES = [
     SimulatedNode(f"n{at:03}", {"rack": f"r{at // 10}", "zone": f"z{at // 50}"})
     for at in range(100)
 ]
-KUBELET = KubeletModel(
-    pull_s=(0.2, 0.5), start_s=(0.2, 0.5), ready_s=(0.5, 1.0), stop_s=(0.1, 0.3)
-)
+KUBELET = KubeletModel(pull_s=(0.2, 0.5), start_s=(0.2, 0.5), ready_s=(0.5, 1.0), stop_s=(0.1, 0.3))
 WITHIN_S = 600.0
 
 

@@ -148,7 +148,7 @@ def scenarios() -> None:
     one(cache, "gang of 2, required rack", gang("g", 2, 8, required="rack"))
     many = [gang(f"g{n}", 4, 4, required="rack") for n in range(800)]
     one(cache, "800 gangs of 4 × 4 GPU, required rack", *many, repeat=2)
-    one(cache, "zone ⊃ 16 blocks... of 4 racks × 2 pods", nested(), repeat=3)
+    one(cache, "zone ⊃ 8 blocks, each of 4 racks × 2 pods", nested(), repeat=3)
     singles = [{"name": f"s{n}", "pods": 1, "gpus": 1, "cpu": 1} for n in range(4000)]
     cache = fill(scenario({"pods": singles}), cache)
     spent = cpu_ms(lambda: cycle(cache), 2)

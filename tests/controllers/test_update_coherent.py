@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from fractions import Fraction
 
@@ -104,11 +105,14 @@ def test_roles_count_only_with_their_own_revision() -> None:
     assert capacity([role("p", "CA"), replace(role("r", "C"), paired=False)]) == 1
 
 
-def test_a_role_that_two_revisions_share_is_counted_for_either_but_once() -> None:
+def test_units_that_revisions_share_are_split_over_them_but_counted_once() -> None:
     sets = {"B": ("2", "3"), "C": ("3",)}
     shared = replace(role("p", "BB"), target="B", sets=sets)
     other = replace(role("d", "BC"), sets={"B": ("2",), "C": ("3",)})
-    assert capacity([shared, other]) == Fraction(1, 2)
+    assert capacity([shared, other]) == 1
+    assert capacity([replace(shared, ready=(True, False)), other]) == Fraction(1, 2)
+    third = replace(other, name="e", plan=("B", "B"), sets=other.sets)
+    assert capacity([shared, other, third]) == Fraction(1, 2)
 
 
 def test_a_pause_holds_revisions_and_follows_the_scale() -> None:
@@ -271,3 +275,46 @@ def test_a_broken_revision_costs_its_budget_and_can_be_rolled_back() -> None:
         world.plan()
         world.come_up(-1)
     assert all(found.settled for found in world.roles)
+
+
+def most_pairs(roles: list[Role]) -> int:
+    """How many chains of one unit of each role, all of one revision, can be made: by trying."""
+    if not all(any(found.ready) for found in roles):
+        return 0
+    choices = []
+    for found in roles:
+        units = [h for h, ready in zip(found.plan, found.ready, strict=True) if ready]
+        choices.append(list(itertools.product(*(found.sets[h] for h in units))))
+    return max(
+        sum(min(chosen.count(r) for chosen in pick) for r in "123")
+        for pick in itertools.product(*choices)
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    sets=st.lists(
+        st.dictionaries(
+            st.sampled_from("ABC"),
+            st.sets(st.sampled_from("123"), min_size=1).map(lambda s: tuple(sorted(s))),
+            min_size=3,
+        ),
+        min_size=2,
+        max_size=3,
+    ),
+    data=st.data(),
+)
+def test_capacity_is_what_can_be_paired(
+    sets: list[dict[str, tuple[str, ...]]], data: st.DataObject
+) -> None:
+    roles = []
+    for i, own in enumerate(sets):
+        plan = tuple(data.draw(st.lists(st.sampled_from("ABC"), min_size=3, max_size=3)))
+        ready = tuple(data.draw(st.lists(st.booleans(), min_size=3, max_size=3)))
+        roles.append(Role(f"r{i}", 3, 0, "C", plan, ready, own))
+    shared = [r for r in roles if any(len(r.sets[h]) > 1 for h in r.plan)]
+    want = Fraction(most_pairs(roles), 3)
+    if len(shared) <= 2:
+        assert capacity(roles) == want
+    else:
+        assert capacity(roles) <= want

@@ -33,9 +33,7 @@ def test_a_resumed_stream_is_the_rest_of_the_whole_one(start_engine: Any, path: 
             whole = (await engine.post(path, body)).events
             text, ids, reasons = parts(whole)
             for told in (1, 5, 11):
-                sent = sum(
-                    1 for at in range(len(whole)) if len(parts(whole[: at + 1])[1]) <= told
-                )
+                sent = sum(1 for at in range(len(whole)) if len(parts(whole[: at + 1])[1]) <= told)
                 begun = parts(whole[:sent])
                 answer = await engine.post(path, body | {"resume_token_ids": begun[1]})
                 rest = parts(answer.events)

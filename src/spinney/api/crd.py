@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 import yaml
 from msgspec import inspect as types
 
-from spinney.api import core, grove, podgang, queue
+from spinney.api import core, grove, podgang, podgroup, queue
 
 if TYPE_CHECKING:
     from spinney.api.meta import KubeObject
@@ -186,6 +186,14 @@ _KINDS = (
             ("Scheduled", "string", ".status.conditions[?(@.type=='Scheduled')].status", 0),
             ("Score", "number", ".status.placementScore", 0),
             ("Message", "string", ".status.conditions[?(@.type=='Scheduled')].message", 1),
+            _AGE,
+        ),
+    ),
+    _Kind(
+        podgroup.PodGroup,
+        (
+            ("MinMember", "integer", ".spec.minMember", 0),
+            ("Queue", "string", ".spec.queue", 0),
             _AGE,
         ),
     ),

@@ -55,7 +55,7 @@ class PodGroup(KubeObject):
     """A gang as KAI Scheduler describes it."""
 
     RESOURCE: ClassVar[Resource] = Resource(
-        "scheduling.run.ai", "v2alpha2", "PodGroup", "podgroups", short_names=("pg",)
+        "scheduling.run.ai", "v2alpha2", "PodGroup", "podgroups"
     )
     spec: PodGroupSpec = msgspec.field(default_factory=PodGroupSpec)
 

@@ -6,7 +6,7 @@ reading.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar
 
 from spinney.api import names
 from spinney.api.core import (
@@ -99,7 +99,7 @@ class World:
 
     def owned(self, informer: Informer[T], owner: KubeObject) -> dict[str, T]:
         """Return the objects that *owner* controls, by name."""
-        found = cast("list[T]", informer.by_index(_OWNER, owner.metadata.uid))
+        found = informer.by_index(_OWNER, owner.metadata.uid)
         return {obj.name: obj for obj in found}
 
     def set_of(self, obj: KubeObject) -> PodCliqueSet | None:
@@ -195,7 +195,7 @@ class World:
         made again, are on their way out and not of this gang.
         """
         owners = {c.metadata.uid for c in self.cliques_of_gang(key) if not c.deleting}
-        pods = cast("list[Pod]", self.pods.by_index(_GANG, key))
+        pods = self.pods.by_index(_GANG, key)
         return [pod for pod in pods if pod.controller_uid() in owners]
 
     def sets_of_topology(self, name: str) -> list[PodCliqueSet]:

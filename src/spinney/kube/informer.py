@@ -16,6 +16,7 @@ from spinney.kube.store import Store
 from spinney.log import get_logger
 
 if TYPE_CHECKING:
+    import builtins
     from collections.abc import Callable, Iterable
     from random import Random
 
@@ -79,7 +80,7 @@ class Informer(Generic[T]):
         """Return all objects, or those of one namespace, sorted by key."""
         return self._store.list(namespace)
 
-    def by_index(self, index: str, value: str) -> list[T]:  # type: ignore[valid-type]  # list is a method here.
+    def by_index(self, index: str, value: str) -> builtins.list[T]:
         """Return the objects for which *index* gave *value*, sorted by key."""
         return self._store.by_index(index, value)
 

@@ -27,6 +27,7 @@ from spinney.scheduler.cache import Cache
 from spinney.scheduler.config import SchedulerConfig
 from spinney.scheduler.cycle import CycleResult, run_cycle
 from spinney.scheduler.memory import Memory
+from spinney.scheduler.optional_kinds import LOOK_AGAIN_S, OptionalKinds
 from spinney.scheduler.session import Session
 from spinney.scheduler.status import StatusWriter
 from spinney.scheduler.topology.placement_score import placement_score
@@ -73,6 +74,7 @@ class Scheduler:
         self._gangs = runtime.informer(PodGang)
         self._evictor = Evictor(runtime.client, runtime.clock, events, self._cache, self._pods)
         self._controller: Controller = runtime.controller("scheduler", self)
+        self._kinds = OptionalKinds(runtime, self._cache, self._make_due)
         self._watch(runtime)
 
     def _watch(self, runtime: Runtime) -> None:
@@ -145,10 +147,13 @@ class Scheduler:
         """Run one cycle. Whatever it raises makes the next one come after a back-off."""
         self._due = False
         now = self._clock.now()
+        await self._kinds.look(now)
         result = run_cycle(self._cache.snapshot(now), self._config, memory=self._memory)
         self._memory = result.memory
         if result.memory.wake_at is not None:
             self._controller.enqueue(KEY, max(DEBOUNCE_S, result.memory.wake_at - now))
+        if self._cache.pending and not self._kinds.complete:
+            self._controller.enqueue(KEY, LOOK_AGAIN_S)
         if result.bindings:
             await self._bind(result)
         if result.evictions:

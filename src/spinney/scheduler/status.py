@@ -68,7 +68,7 @@ class StatusWriter:
         if reason in (said, self._told.get(pod.metadata.uid)):
             return
         now = rfc3339(self._clock.now())
-        since = found.last_transition_time if found and found.status == "False" else now
+        since = (found.last_transition_time if found and found.status == "False" else None) or now
         condition = {
             "type": POD_SCHEDULED,
             "status": "False",

@@ -15,7 +15,7 @@ import asyncio
 import ipaddress
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from spinney.api import names
 from spinney.api.core import Node, Pod
@@ -198,7 +198,7 @@ class Kubelets:
             parent = self._cliques.get(name, pod.namespace)
             if parent is None:
                 return False
-            members = cast("list[Pod]", self._pods.by_index("clique", f"{pod.namespace}/{name}"))
+            members = self._pods.by_index("clique", f"{pod.namespace}/{name}")
             ready = sum(is_true(m.status.conditions, "Ready") for m in members)
             if ready < (parent.spec.min_available or parent.spec.replicas or 1):
                 return False

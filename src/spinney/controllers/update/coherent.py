@@ -15,13 +15,13 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from spinney.controllers.update.plan import Plan
 
-MAX_PAIRINGS = 64
-"""Ways to count units that are of several revisions that are tried; fewer make the estimate of
-capacity lower, never higher."""
+MAX_REVISIONS = 6
+"""Revisions at a time for which capacity is told exactly; with more it is told too low."""
+_EXACT_SHARED = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,19 +82,24 @@ class Step:
 
 
 def capacity(roles: Sequence[Role]) -> Fraction:
-    """Return the share of the wanted end-to-end capacity that serves, counted up to 1 per role.
+    """Return the share of the wanted end-to-end capacity that serves.
 
-    Above 1 where units on top of the wanted serve. 1 where no role is wanted.
+    Above 1 where units on top of the wanted serve. 1 where no role is wanted. Exact while at most
+    two roles have templates that several revisions share; else it may be told too low.
     """
+    return _capacity(roles, _paired_capacity)
+
+
+def _capacity(
+    roles: Sequence[Role], paired_capacity: Callable[[Sequence[Role]], Fraction]
+) -> Fraction:
     counted = [role for role in roles if role.wanted]
     if not counted:
         return Fraction(1)
-    free = [_share(role, sum(role.ready)) for role in counted if not role.paired]
-    paired = [role for role in counted if role.paired]
-    if not paired:
-        return min(free)
-    best = max(_paired_capacity(paired, pairing) for pairing in _pairings(paired))
-    return min([*free, best])
+    found = [_share(role, sum(role.ready)) for role in counted if not role.paired]
+    if paired := [role for role in counted if role.paired]:
+        found.append(paired_capacity(paired))
+    return min(found)
 
 
 def step(roles: Sequence[Role], budget: Budget, *, paused: bool = False) -> Step:
@@ -133,35 +138,89 @@ def _share(role: Role, units: int) -> Fraction:
     return Fraction(units, role.wanted)
 
 
-def _pairings(roles: Sequence[Role]) -> Iterator[dict[tuple[str, str], str]]:
-    """Yield ways to count each role's hashes as units of one of the revisions they are part of."""
-    keys = [(role.name, pod_hash) for role in roles for pod_hash in sorted(set(role.plan))]
-    sets = {role.name: role.sets for role in roles}
-    options = [sets[name].get(pod_hash) or (f"={pod_hash}",) for name, pod_hash in keys]
-    for chosen in itertools.islice(itertools.product(*options), MAX_PAIRINGS):
-        yield dict(zip(keys, chosen, strict=True))
+_Served = dict[frozenset[str], Fraction]
+"""Of a role: the share of ready units that are of exactly these revisions of the set."""
 
 
-def _paired_capacity(roles: Sequence[Role], pairing: Mapping[tuple[str, str], str]) -> Fraction:
-    counts: list[dict[str, int]] = []
-    for role in roles:
-        found: dict[str, int] = {}
-        for pod_hash, ready in zip(role.plan, role.ready, strict=True):
-            if ready:
-                revision = pairing[role.name, pod_hash]
-                found[revision] = found.get(revision, 0) + 1
-        counts.append(found)
-    revisions = sorted(set(itertools.chain.from_iterable(counts)))
-    return sum(
-        (
-            min(
-                _share(role, found.get(revision, 0))
-                for role, found in zip(roles, counts, strict=True)
-            )
-            for revision in revisions
-        ),
-        Fraction(0),
+def _served(role: Role) -> _Served:
+    found: _Served = {}
+    for pod_hash, ready in zip(role.plan, role.ready, strict=True):
+        if ready:
+            own = frozenset(role.sets.get(pod_hash) or (f"={pod_hash}",))
+            found[own] = found.get(own, Fraction(0)) + Fraction(1, role.wanted)
+    return found
+
+
+def _complete(served: Sequence[_Served]) -> tuple[list[str], list[_Served]]:
+    """Return the revisions that every role has units of, and the shares told by these alone."""
+    each = [frozenset[str]().union(*one) for one in served]
+    common = frozenset.intersection(*each)
+    told: list[_Served] = []
+    for one in served:
+        kept: _Served = {}
+        for own, share in one.items():
+            if left := own & common:
+                kept[left] = kept.get(left, Fraction(0)) + share
+        told.append(kept)
+    return sorted(common), told
+
+
+def _paired_capacity(roles: Sequence[Role]) -> Fraction:
+    revisions, served = _complete([_served(role) for role in roles])
+    shared = [one for one in served if any(len(own) > 1 for own in one)]
+    if len(shared) <= _EXACT_SHARED and len(revisions) <= MAX_REVISIONS:
+        return _most(revisions, served)
+    return _at_least(revisions, served)
+
+
+def _paired_bound(roles: Sequence[Role]) -> Fraction:
+    revisions, served = _complete([_served(role) for role in roles])
+    if len(revisions) <= MAX_REVISIONS:
+        return _most(revisions, served)
+    return min(sum(one.values(), Fraction(0)) for one in served)
+
+
+def _most(revisions: Sequence[str], served: Sequence[_Served]) -> Fraction:
+    """Return the most that can be served: no role has more for some revisions than units of them.
+
+    The least, over all ways to give each revision to one role, of what roles have of what they were
+    given. For two roles whose units are split over revisions at will this is exact (it is the
+    intersection of two polymatroids), for more it is a bound. Roles whose units are each of one
+    revision are one role: they have of each revision what the weakest has.
+    """
+    weakest: _Served = {}
+    split = [one for one in served if any(len(own) > 1 for own in one)]
+    plain = [one for one in served if one not in split]
+    if plain:
+        for revision in revisions:
+            own = frozenset((revision,))
+            weakest[own] = min(one.get(own, Fraction(0)) for one in plain)
+        split.append(weakest)
+    if not revisions:
+        return Fraction(0)
+    return min(
+        sum(
+            (
+                share
+                for k, one in enumerate(split)
+                for own, share in one.items()
+                if any(who == k and r in own for r, who in zip(revisions, given, strict=True))
+            ),
+            Fraction(0),
+        )
+        for given in itertools.product(range(len(split)), repeat=len(revisions))
     )
+
+
+def _at_least(revisions: Sequence[str], served: Sequence[_Served]) -> Fraction:
+    """Return what is served when units of several revisions all count for the first of them."""
+    total = Fraction(0)
+    for revision in revisions:
+        total += min(
+            sum((share for own, share in one.items() if min(own) == revision), Fraction(0))
+            for one in served
+        )
+    return total
 
 
 def _with(role: Role, plan: Iterable[str], ready: Iterable[bool]) -> Role:
@@ -237,7 +296,8 @@ def _allowed(before: Sequence[Role], after: Sequence[Role], new: Role, budget: B
         return False
     if sum(new.ready) < old.wanted - budget.unavailable(old):
         return False
-    return capacity(after) >= min(budget.floor, capacity(before))
+    # Where capacity is an estimate, what there was is taken high and what is left low.
+    return capacity(after) >= min(budget.floor, _capacity(before, _paired_bound))
 
 
 def _leads(work: Sequence[Role], own: Role) -> bool:

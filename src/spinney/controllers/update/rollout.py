@@ -85,7 +85,10 @@ def plan_rollout(
     progress: PodCliqueSetUpdateProgress | None,
 ) -> Rollout:
     """Return what the update does next; *pcs* has the templates of *target*."""
-    replicas = [_replica(pcs, target, parts, i) for i in range(set_replicas(pcs))]
+    cliques = _by_replica(parts)
+    replicas = [
+        _replica(pcs, target, parts, i, cliques.get(i, ())) for i in range(set_replicas(pcs))
+    ]
     now = progress.currently_updating if progress is not None else []
     current = None
     if progress is not None and not strategy.is_on_delete(pcs):
@@ -140,6 +143,15 @@ def _shared(target: Revision, live: Sequence[Revision]) -> dict[str, str]:
     return found
 
 
+def _by_replica(parts: Parts) -> dict[int, list[PodClique]]:
+    found: dict[int, list[PodClique]] = {}
+    for clique in parts.cliques.values():
+        replica = identity.index_label(clique.labels, names.SET_REPLICA_INDEX)
+        if replica is not None and not clique.deleting:
+            found.setdefault(replica, []).append(clique)
+    return found
+
+
 def _parts_of(parts: Parts, replica: int) -> list[PodClique]:
     return [
         clique
@@ -155,8 +167,9 @@ def _is_outdated(clique: PodClique, hashes: frozenset[str]) -> bool:
     return own not in hashes or reported not in ("", own) or PLAN in clique.metadata.annotations
 
 
-def _replica(pcs: PodCliqueSet, target: Revision, parts: Parts, i: int) -> SetReplica:
-    cliques = _parts_of(parts, i)
+def _replica(
+    pcs: PodCliqueSet, target: Revision, parts: Parts, i: int, cliques: Sequence[PodClique]
+) -> SetReplica:
     hashes = frozenset(target.hashes.values())
     groups = _groups_of(pcs, parts, i)
     planned = any(PLAN in group.metadata.annotations for _, group in groups if group is not None)

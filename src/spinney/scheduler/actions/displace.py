@@ -9,6 +9,7 @@ carried out keeps the room for whom it was made.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -80,6 +81,15 @@ def _family(gang: Gang) -> str:
 
 def units_of(session: Session, gang: Gang, protected_s: float) -> list[Unit]:
     """Return what may be displaced of *gang*, surplus first; its minimum not for *protected_s*."""
+    found = session.units.get(gang.key)
+    if found is None:
+        found = session.units[gang.key] = _all_units(gang)
+    if found and not found[-1].surplus and _protected(session, found[-1].pods, protected_s):
+        return found[:-1]
+    return found
+
+
+def _all_units(gang: Gang) -> list[Unit]:
     active = [pod for leaf in gang.root.leaves() for pod in leaf.active]
     if not all(pod.ours for pod in active):
         return []
@@ -87,7 +97,7 @@ def units_of(session: Session, gang: Gang, protected_s: float) -> list[Unit]:
     units = [Unit(gang, (pod,), True, pods_amount((pod,))) for pod in extra]
     spare = {pod.key for pod in extra}
     rest = tuple(pod for pod in active if pod.key not in spare)
-    if rest and not _protected(session, rest, protected_s):
+    if rest:
         units.append(Unit(gang, rest, False, pods_amount(rest)))
     return units
 
@@ -140,7 +150,9 @@ class _Attempt:
     coupled: bool = False
 
     def works(self, units: Sequence[Unit]) -> bool:
-        """Try with *units* gone; the plan is kept when it works."""
+        """Try with *units* gone: first what can be counted, then the real search."""
+        if not may_fit(self.session, self.demand, units):
+            return False
         self.trials -= 1
         if not _permitted(self.session, self.gang, self.demand, units):
             return False
@@ -165,21 +177,30 @@ class _Attempt:
         self.coupled = any(trial.coupled(cls) for cls, _ in wanted.totals)
         return True
 
-    def shortest_prefix(self, units: Sequence[Unit]) -> Sequence[Unit]:
-        """Return the shortest beginning of *units*, all of which do, that does: by bisection."""
-        tried, enough, size = 0, len(units), 1
-        while size < enough and self.trials > 0:
-            if self.works(units[:size]):
-                enough = size
-            else:
-                tried, size = size, size * 2
+    def shortest_prefix(self, units: Iterable[Unit]) -> Sequence[Unit]:
+        """Return the shortest beginning of *units* that does, by doubling and bisection.
+
+        Empty when none does. No more of *units* is asked for than is tried.
+        """
+        source = iter(units)
+        found: list[Unit] = []
+        tried = 0
+        while self.trials > 0:
+            more = list(itertools.islice(source, max(1, len(found))))
+            found += more
+            if not more:
+                return []
+            if self.works(found):
+                break
+            tried = len(found)
+        enough = len(found)
         while enough - tried > 1 and self.trials > 0:
             middle = (tried + enough) // 2
-            if self.works(units[:middle]):
+            if self.works(found[:middle]):
                 enough = middle
             else:
                 tried = middle
-        return units[:enough]
+        return found[:enough]
 
     def without_bystanders(self, units: Sequence[Unit]) -> Sequence[Unit]:
         """Return those of *units* with a pod where the gang goes, if these do."""
@@ -217,10 +238,41 @@ def _whole_gangs(chosen: Iterable[Unit], units: Sequence[Unit]) -> list[Unit]:
 
 def hopeless_without(session: Session, gang: Gang, units: Sequence[Unit]) -> bool:
     """Tell whether *gang* would not fit even with all of *units* gone: a bound before planning."""
+    demand = floor_demand(session, gang)
+    if demand is None or not may_fit(session, demand, units):
+        return True
     trial = without(session, units)
     wanted = floor_demand(trial, gang)
     steps = session.config.victim_steps
     return wanted is None or search.place(trial, wanted, gang.topology, steps=steps) != "placed"
+
+
+def may_fit(session: Session, demand: Demand, units: Iterable[Unit]) -> bool:
+    """Tell whether nodes have room in sum with *units* gone: necessary, and cheap to count."""
+    if demand.alternatives:
+        return True
+    free = session.idle + session.leaving
+    used = np.zeros_like(free)
+    _take_out(session, used, [pod for unit in units for pod in unit.pods])
+    free -= used
+    required = demand.required
+    codes = session.layout.domains(required).codes if required else None
+    for cls, count in demand.totals:
+        if cls.absent:
+            return False
+        room = np.where(session.allowed(cls.shape), count, 0)
+        for column, amount in cls.columns:
+            np.minimum(room, free[:, column] // amount, out=room)
+        np.maximum(room, 0, out=room)
+        if codes is None:
+            most = int(room.sum())
+        else:
+            inside = codes >= 0
+            sums = np.bincount(codes[inside], room[inside], 1)
+            most = int(sums.max())
+        if most < count:
+            return False
+    return True
 
 
 def by_place(session: Session, demand: Demand, units: Sequence[Unit]) -> Iterator[list[Unit]]:
@@ -275,16 +327,16 @@ def _outermost_required(demand: Demand) -> str:
 
 
 def find_plan(
-    session: Session, gang: Gang, units: Sequence[Unit], *, all_move: bool = False
+    session: Session, gang: Gang, units: Iterable[Unit], *, all_move: bool = False
 ) -> Plan | None:
     """Return a plan that displaces few of *units* to make room for the minimum of *gang*."""
     demand = floor_demand(session, gang)
-    if demand is None or not units:
+    if demand is None:
         return None
     attempt = _Attempt(session, gang, demand, all_move, session.config.victim_trials)
-    if not attempt.works(units):
-        return None
     chosen = attempt.shortest_prefix(units)
+    if not chosen:
+        return None
     chosen = attempt.without_bystanders(chosen)
     chosen = attempt.thinned(chosen)
     if not attempt.works(chosen) or attempt.trial is None:
@@ -337,7 +389,8 @@ def without(session: Session, units: Iterable[Unit]) -> Session:
     pods.update((p.key, replace(p, node=layout.nodes[r].name, state="active")) for p, r in standing)
     apart = [key for key in snapshot.apart if key in pods and pods[key].state == "active"]
     apart += [p.key for p, _ in standing if p.shape.pod_anti_affinity]
-    displaced = tuple(_displaced(gang, pods_) for gang, pods_ in _by_gang(units))
+    looking = [u for u in units if any(pod.shape.looks_at_pods for pod in u.pods)]
+    displaced = tuple(_displaced(gang, pods_) for gang, pods_ in _by_gang(looking))
     copied = replace(
         snapshot,
         used=used,
@@ -350,12 +403,18 @@ def without(session: Session, units: Iterable[Unit]) -> Session:
 
 
 def _take_out(session: Session, used: NDArray[np.int64], pods: Sequence[PodInfo]) -> None:
-    index = session.layout.index
-    found = [pod for pod in pods if pod.node in index]
-    if found:
-        rows = np.array([index[pod.node] for pod in found], np.int64)
-        vectors = np.stack([session.layout.vector(pod.shape.requests) for pod in found])
-        np.subtract.at(used, rows, vectors)
+    index, layout = session.layout.index, session.layout
+    rows: dict[int, tuple[NDArray[np.int64], list[int]]] = {}
+    for pod in pods:
+        row = index.get(pod.node)
+        if row is not None:
+            alike = rows.get(id(pod.shape))
+            if alike is None:
+                alike = rows[id(pod.shape)] = (layout.vector(pod.shape.requests), [])
+            alike[1].append(row)
+    for vector, found in rows.values():
+        counts = np.bincount(np.array(found, np.int64), minlength=len(layout))
+        used -= counts[:, None] * vector
 
 
 # Where victims may go on
@@ -504,7 +563,7 @@ def make_room(
         if demand is None or session.snapshot.queues.problem(gang.queue):
             continue
         at = (demand.signature, gang.queue, gang.priority, gang.preemptible, _family(gang))
-        if not gang.root.children and not any(leaf.active for leaf in gang.root.leaves()):
+        if not gang.stands and not gang.root.anchors:
             at = (*at[:-1], "")
         if at in hopeless or not may(gang, demand):
             continue

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from spinney.scheduler.actions.displace import candidates, find_plan, make_room, units_of
+from spinney.scheduler.actions.displace import (
+    candidates,
+    find_plan,
+    hopeless_without,
+    make_room,
+    may_fit,
+    units_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -21,8 +28,13 @@ def preempt(session: Session, previous: Mapping[str, Verdict]) -> Iterator[Verdi
     del previous
 
     def choose(gang: Gang, demand: Demand) -> Plan | None:
-        del demand
-        return find_plan(session, gang, _victims(session, gang))
+        victims = _victims(session, gang)
+        if not may_fit(session, demand, victims):
+            return None
+        dear = any(cls.shape.looks_at_pods for cls, _ in demand.totals)
+        if dear and hopeless_without(session, gang, victims):
+            return None
+        return find_plan(session, gang, victims)
 
     yield from make_room(session, "preempt", lambda gang, demand: True, choose)
 

@@ -17,6 +17,7 @@ from spinney.scheduler.actions.displace import (
     find_plan,
     hopeless_without,
     make_room,
+    may_fit,
     units_of,
 )
 from spinney.scheduler.queues.model import Amounts, minus, plus, within
@@ -70,15 +71,21 @@ def _choose(session: Session, ledger: Ledger, gang: Gang, demand: Demand) -> Pla
     for units in pool.values():
         _put_in_order(units)
     everyone = [unit for _, units in sorted(pool.items()) for unit in reversed(units)]
-    if not everyone or hopeless_without(session, gang, everyone):
+    if not everyone or not may_fit(session, demand, everyone):
+        return None
+    # Where pods look at each other a search is dear: one that fails with all gone saves the others.
+    dear = any(cls.shape.looks_at_pods for cls, _ in demand.totals)
+    if dear and hopeless_without(session, gang, everyone):
         return None
     for keep_share in (True, False):
-        taken = list(_Taking(ledger, gang, amount, keep_share=keep_share).run(pool))
+        taken = _Taking(ledger, gang, amount, keep_share=keep_share).run(pool)
         plan = find_plan(session, gang, taken)
         if plan is not None:
             return plan
+    if not dear and hopeless_without(session, gang, everyone):
+        return None
     for units in by_place(session, demand, everyone):
-        taken = list(_Taking(ledger, gang, amount, keep_share=False).in_order(units))
+        taken = _Taking(ledger, gang, amount, keep_share=False).in_order(units)
         plan = find_plan(session, gang, taken)
         if plan is not None:
             return plan

@@ -1,0 +1,230 @@
+"""Questions at the command line and in a cluster: why, would it fit, save and run again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from click.testing import CliRunner
+
+from spinney.api.core import Pod
+from spinney.api.crd import crd_documents
+from spinney.api.podgroup import PodGroup
+from spinney.cli.fit import fit
+from spinney.cli.schedule import schedule
+from spinney.cli.session import Session
+from spinney.cli.why import why
+from spinney.clock import SystemClock
+from spinney.errors import SpinneyError
+from spinney.local.apiserver.server import ApiServer
+from spinney.scheduler.live import read_cluster
+from spinney.scheduler.offline import OfflineCluster
+from spinney.scheduler.scenario import objects
+from spinney.scheduler.snapshot_file import first_cycle_s, read, write
+from spinney.scheduler.snapshot_writer import scenario_of
+from spinney.scheduler.what_if import why as ask
+from spinney.sim.cluster import SimulatedCluster, SimulatedNode, simulate
+
+if TYPE_CHECKING:
+    import click
+
+    from spinney.clock import Clock
+    from spinney.ids import IdSource
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+STATE = """
+levels: [topology.kubernetes.io/zone, topology.kubernetes.io/rack]
+nodes:
+- name: n
+  count: 2
+  gpus: 8
+  labels: {topology.kubernetes.io/zone: z, topology.kubernetes.io/rack: r1}
+- name: m
+  gpus: 8
+  labels: {topology.kubernetes.io/zone: z, topology.kubernetes.io/rack: r2}
+"""
+
+
+def cannot_connect() -> Any:
+    raise AssertionError("no cluster is asked")
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def call(command: click.Command, *arguments: str, state: str = STATE) -> tuple[int, str]:
+    session = Session(Path("/nowhere"), cannot_connect, SystemClock(), lambda *_: 0)
+    Path("state.yaml").write_text(state)
+    result = CliRunner().invoke(command, list(arguments), obj=session, standalone_mode=False)
+    if result.exception is not None:
+        raise result.exception
+    return result.return_value or 0, result.output
+
+
+def test_a_set_that_fits_is_shown_with_its_nodes() -> None:
+    manifest = str(EXAMPLES / "too-big" / "too-big.yaml")
+    code, text = call(fit, "-f", manifest, "--snapshot", "state.yaml")
+
+    assert code == 0
+    assert "default/too-big-0: fits, 3 of 3 pods, placement score 1" in text
+    assert "on n-0: " in text
+
+
+def test_a_set_that_does_not_fit_says_the_smallest_change() -> None:
+    busy = STATE + "pods: [{name: busy, gpus: 4, pods: 0, on: [n-0, n-1]}]"
+    manifest = str(EXAMPLES / "too-big" / "too-big.yaml")
+    code, text = call(fit, "-f", manifest, "--snapshot", "state.yaml", "-o", "json", state=busy)
+
+    report = json.loads(text)
+    assert code == 1
+    assert report["fits"] is False
+    assert "needs 3 pods" in report["gangs"][0]["reason"]
+    assert "would fit in one topology.kubernetes.io/zone instead" in report["gangs"][0]["reason"]
+
+
+def test_who_would_have_to_leave_is_told() -> None:
+    queues = """
+queues: [{name: a, gpus: {quota: 0}}, {name: b, gpus: {quota: 24}}]
+gangs: [{name: old, queue: a, groups: [{name: p, pods: 0, gpus: 8, on: [n-0, n-1, m]}]}]
+"""
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "p", "labels": {"kai.scheduler/queue": "b"}},
+        "spec": {"containers": [{"name": "c", "resources": {"requests": {"nvidia.com/gpu": "8"}}}]},
+    }
+    Path("pod.json").write_text(json.dumps(pod))
+    arguments = ("-f", "pod.json", "--snapshot", "state.yaml", "-o", "json")
+    code, text = call(fit, *arguments, state=STATE + queues)
+    report = json.loads(text)
+
+    assert code == 1
+    assert report["gangs"][0]["displacing"], report
+
+
+def test_why_names_the_reason_and_where_a_gang_is() -> None:
+    state = STATE + (
+        "gangs: [{name: g, required: topology.kubernetes.io/rack, "
+        "groups: [{name: p, pods: 3, gpus: 8}]}, "
+        "{name: h, groups: [{name: p, pods: 0, gpus: 1, on: [m]}]}]"
+    )
+    _, text = call(why, "podgang/g", "--snapshot", "state.yaml", state=state)
+    assert text.startswith("default/g: pending\n  needs 3 pods with 8 nvidia.com/gpu each")
+
+    _, text = call(why, "pod/h-p-0", "--snapshot", "state.yaml", state=state)
+    assert text.startswith("default/h: placed\n  on m: default/h-p-0")
+
+
+@pytest.mark.parametrize("target", ["pod/none", "podgang/none", "thing/x", "pod"])
+def test_why_of_what_is_not_there_is_an_error(target: str) -> None:
+    with pytest.raises(SpinneyError):
+        call(why, target, "--snapshot", "state.yaml")
+
+
+def test_schedule_prints_a_table_and_json() -> None:
+    state = STATE + "pods: [{name: p, gpus: 1}]"
+    code, text = call(schedule, "--snapshot", "state.yaml", state=state)
+    assert code == 0
+    assert "default/p   → m" in text
+
+    _, text = call(schedule, "--snapshot", "state.yaml", "-o", "json", state=state)
+    assert json.loads(text)["cycles"][0]["bindings"] == [
+        {"pod": "default/p", "node": "m", "gang": "default/p"}
+    ]
+
+
+def api(clock: Clock, ids: IdSource) -> ApiServer:
+    return ApiServer(clock, ids, definitions=crd_documents())
+
+
+NODES = [SimulatedNode(f"n{at}", {"rack": f"r{at // 2}"}, gpus=4) for at in range(4)]
+
+
+def raw_pod(name: str, group: str, gpus: int) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": name,
+            "namespace": "default",
+            "annotations": {"pod-group-name": group},
+            "labels": {"kai.scheduler/subgroup-name": "workers"},
+        },
+        "spec": {
+            "schedulerName": "spinney-scheduler",
+            "containers": [
+                {
+                    "name": "c",
+                    "image": "i",
+                    "resources": {"requests": {"nvidia.com/gpu": str(gpus)}},
+                }
+            ],
+        },
+    }
+
+
+def group(minimum: int) -> dict[str, Any]:
+    return {
+        "apiVersion": "scheduling.run.ai/v2alpha2",
+        "kind": "PodGroup",
+        "metadata": {"name": "g", "namespace": "default"},
+        "spec": {
+            "subGroups": [
+                {
+                    "name": "workers",
+                    "minMember": minimum,
+                    "topologyConstraint": {"requiredTopologyLevel": "rack"},
+                }
+            ]
+        },
+    }
+
+
+async def create_group(cluster: SimulatedCluster, gpus: int) -> None:
+    await cluster.client.create(group(2), resource=PodGroup.RESOURCE)
+    for at in range(2):
+        await cluster.client.create(raw_pod(f"g-{at}", "g", gpus), resource=Pod.RESOURCE)
+
+
+def test_a_pod_group_in_a_cluster_is_bound_into_one_domain() -> None:
+    async def scene(cluster: SimulatedCluster) -> set[str]:
+        await create_group(cluster, 4)
+
+        async def bound() -> bool:
+            pods = (await cluster.client.list(Pod)).items
+            return len(pods) == 2 and all(pod.spec.node_name for pod in pods)
+
+        await cluster.until(bound, within_s=120, what="both pods bound")
+        return {pod.spec.node_name for pod in (await cluster.client.list(Pod)).items}
+
+    assert simulate(scene, seed=1, nodes=NODES, api=api) in ({"n0", "n1"}, {"n2", "n3"})
+
+
+def test_a_saved_cluster_gives_the_reason_that_the_cluster_gives() -> None:
+    async def scene(cluster: SimulatedCluster) -> tuple[str, str, str]:
+        await create_group(cluster, 5)
+        told = ""
+
+        async def is_told() -> bool:
+            nonlocal told
+            conditions = (await cluster.client.get(Pod, "g-0", "default")).status.conditions
+            told = next((c.message for c in conditions if c.type == "PodScheduled"), "")
+            return bool(told)
+
+        await cluster.until(is_told, within_s=120, what="a reason")
+        state = await read_cluster(cluster.client)
+        now_s = cluster.clock.now()
+        found = read(write(scenario_of(state, now_s)))
+        saved = OfflineCluster(objects(found), now_s=first_cycle_s(found)).run(1)
+        return told, saved.gangs[0].reason, ask(state, ["default/g"], now_s)[0].reason
+
+    told, saved, asked = simulate(scene, seed=1, nodes=NODES, api=api)
+
+    assert told == asked
+    assert told.partition(";")[0] == saved.partition(";")[0]
+    assert "needs 2 pods with 5 nvidia.com/gpu each in one rack" in saved
