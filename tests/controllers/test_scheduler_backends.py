@@ -162,7 +162,6 @@ def for_scheduler(name: str) -> dict[str, Any]:
 
 def test_a_set_for_kai_has_a_pod_group_that_follows_the_gang_and_goes_with_it() -> None:
     async def scene(farm: Farm) -> None:
-        await farm.client.create(codec.from_dict(CustomResourceDefinition, KAI_CRD))
         await farm.apply(for_scheduler("kai-scheduler"))
         await farm.ready(3)
         await farm.quiet()
@@ -190,6 +189,7 @@ def test_a_set_for_kai_has_a_pod_group_that_follows_the_gang_and_goes_with_it() 
 
 def test_a_scheduler_whose_kind_is_not_installed_is_told_of_in_an_event() -> None:
     async def scene(farm: Farm) -> None:
+        await farm.client.delete(CustomResourceDefinition, KAI_CRD["metadata"]["name"])
         await farm.apply(for_scheduler("kai-scheduler"))
         await farm.ready(3)
 

@@ -49,6 +49,9 @@ class PodGroupSpec(ApiStruct):
     preemptibility: str = ""
     topology_constraint: GroupTopology | None = None
     sub_groups: list[SubGroup] = []
+    mark_unschedulable: bool | None = None
+    """KAI's own to write, as is the next; kept for it."""
+    scheduling_backoff: int | None = None
 
 
 class PodGroup(KubeObject):
