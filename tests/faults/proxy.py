@@ -121,8 +121,9 @@ class Proxy:
                     await asyncio.wait((down,), timeout=0.01)
             for task in (up, down):
                 task.cancel()
-            await asyncio.gather(up, down, return_exceptions=True)
+            # Before the next wait, in which this link may be cut once more.
             far_writer.close()
+            await asyncio.gather(up, down, return_exceptions=True)
 
     async def _deliver(
         self, source: asyncio.StreamReader, writer: asyncio.StreamWriter, way: Way
