@@ -6,6 +6,7 @@ streams. Invariant: the texts of a stream's chunks, joined, are the text of the 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -118,7 +119,7 @@ def transfer_params(end: Finished, endpoint: Endpoint | None) -> dict[str, Any] 
     return None
 
 
-class Shape:
+class Shape(ABC):
     """The shape of one kind of answer; see `CompletionShape` and `ChatShape`."""
 
     object_name = ""
@@ -139,13 +140,13 @@ class Shape:
         self._started: set[int] = {0} if resumed else set()
         self._offsets: dict[int, int] = {}
 
+    @abstractmethod
     def whole(self, index: int, request: GenerateRequest, delta: Delta) -> dict[str, Any]:
         """Return a choice of a whole answer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def chunk(self, index: int, request: GenerateRequest, delta: Delta) -> dict[str, Any]:
         """Return a choice of a chunk."""
-        raise NotImplementedError
 
     def worth_sending(self, delta: Delta) -> bool:
         """Whether a chunk of *delta* says anything."""
