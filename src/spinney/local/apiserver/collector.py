@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from spinney.clock import Clock
     from spinney.local.apiserver.kinds import Registry
     from spinney.local.apiserver.objects import Objects
-    from spinney.local.apiserver.store import Store, Stored
+    from spinney.local.apiserver.store import Store
+    from spinney.local.apiserver.stored import Stored
     from spinney.local.apiserver.watch import Change
 
 log = get_logger("apiserver.collector")

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from spinney.clock import Clock
     from spinney.ids import IdSource
     from spinney.local.apiserver.kinds import Kind, Registry
-    from spinney.local.apiserver.store import Store, Stored
+    from spinney.local.apiserver.store import Store
+    from spinney.local.apiserver.stored import Stored
 
 FieldValidation = Literal["Strict", "Warn", "Ignore"]
 

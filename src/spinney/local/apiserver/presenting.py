@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from spinney.api.resource import Unstructured
     from spinney.local.apiserver.kinds import Kind
-    from spinney.local.apiserver.store import Stored
+    from spinney.local.apiserver.stored import Stored
     from spinney.local.apiserver.watch import Change
 
 Shape = Literal["object", "table", "metadata"]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from spinney.api.selectors import FieldRequirement
     from spinney.local.apiserver.kinds import Kind
-    from spinney.local.apiserver.store import Stored
+    from spinney.local.apiserver.stored import Stored
 
 _OF_FALSE = ("spec.unschedulable", "spec.hostNetwork")
 """Fields whose absence reads ``false``."""

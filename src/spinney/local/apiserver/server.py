@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from spinney.local.apiserver.kinds import Kind
     from spinney.local.apiserver.persistence import Persistence
     from spinney.local.apiserver.routes import Route
-    from spinney.local.apiserver.store import Stored
+    from spinney.local.apiserver.stored import Stored
     from spinney.local.apiserver.watch import Change
 
 log = get_logger("apiserver")

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from spinney.local.apiserver.stored import Stored
 from spinney.local.apiserver.watch import Change, Watcher
 
 if TYPE_CHECKING:
@@ -41,30 +42,6 @@ _NOTHING: Mapping[str, str] = {}
 
 class HistoryGoneError(Exception):
     """The revision asked for is older than the history, or newer than the state."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Stored:
-    """One version of one object, with what indexes and selectors need of it."""
-
-    storage: str
-    """Name of the resource, ``plural.group``, whatever version it is served in."""
-    namespace: str
-    name: str
-    uid: str
-    revision: int
-    raw: bytes
-    labels: Mapping[str, str]
-    fields: Mapping[str, str]
-    """Values of the field selectors the kind supports."""
-    owners: tuple[str, ...]
-    """The uids of its owners."""
-    deleting: bool
-
-    def decode(self) -> Unstructured:
-        """Return a copy of the object that the caller may change."""
-        obj: Unstructured = msgspec.json.decode(self.raw)
-        return obj
 
 
 @dataclass(slots=True)

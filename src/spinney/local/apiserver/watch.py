@@ -15,7 +15,7 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
-    from spinney.local.apiserver.store import Stored
+    from spinney.local.apiserver.stored import Stored
 
 QUEUE_CHANGES = 10_000
 """Changes that a watcher may be behind. They are shared between watchers, not copied."""
