@@ -167,7 +167,7 @@ class Bench:
     ) -> None:
         assert self._stop is not None
         real = isinstance(self.network, SocketNetwork)
-        sockets = log_server.listen(["127.77.0.1", "127.77.1.1"]) if real else []
+        sockets = log_server.listen_on(["127.77.0.1", "127.77.1.1"]) if real else []
         self.ports = {f"node-{i}": s.getsockname()[1] for i, s in enumerate(sockets)}
         try:
             async with asyncio.TaskGroup() as group:

@@ -159,7 +159,7 @@ async def _serve(
     pods = Informer(tools.client, Pod, rng=tools.rng, fields=BOUND_PODS)
     agent = NodeAgent(nodes, pods, tools)
     logs = log_server.LogServer(tools.logs, agent.find_uid, tools.clock)
-    sockets = log_server.listen([node.address for node in nodes])
+    sockets = log_server.listen_on([node.address for node in nodes])
     ports = {n.name: s.getsockname()[1] for n, s in zip(nodes, sockets, strict=True)}
     guard = Guard(prefix)
     try:

@@ -8,23 +8,22 @@ shuts down ends its watches first.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hmac
-import socket
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 import uvicorn
 
-from spinney.errors import BadInputError
 from spinney.kube.transport import ApiRequest, ApiResponse, TransportError
+from spinney.listener import ListeningServer, listen
 from spinney.local.apiserver.refusal import RefusalError
 from spinney.local.apiserver.reviews import ADMIN
 from spinney.local.apiserver.routes import MAX_BODY_BYTES
 from spinney.log import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
+    import socket
+    from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 
     from spinney.local.apiserver.server import ApiServer
     from spinney.local.apiserver.tls import Credentials
@@ -40,7 +39,7 @@ OPEN_PATHS = frozenset({"/healthz", "/readyz", "/livez", "/version"})
 KEEP_ALIVE_S = 75
 SHUTDOWN_S = 3
 """How long requests at hand have when the server stops."""
-BACKLOG = 1024
+PORT_ADVICE = "is another cluster running there? choose another port"
 
 
 class HttpApp:
@@ -92,7 +91,7 @@ class HttpServer:
     """
 
     def __init__(self, api: ApiServer, found: Credentials, host: str, port: int) -> None:
-        self._socket = _listen(host, port)
+        self._socket = listen(host, port, advice=PORT_ADVICE)
         config = uvicorn.Config(
             HttpApp(api, found.token),
             http="httptools",
@@ -121,53 +120,24 @@ class HttpServer:
 
     async def run(self) -> None:
         """Serve until `stop` is called or the task is cancelled; then end watches and requests."""
-        serving = asyncio.create_task(self._server.serve(sockets=[self._socket]))
-        try:
-            await asyncio.shield(serving)
-        except asyncio.CancelledError:
-            self.stop()
-            await serving
-            raise
+        await self._server.serve_until_stopped(self._socket)
 
     def stop(self) -> None:
         """Make `run` return, when open watches and requests have ended."""
-        self._server.should_exit = True
+        self._server.stop()
 
 
-class _Server(uvicorn.Server):
-    """Leaves signals to the program it is part of, and ends watches when it shuts down."""
+class _Server(ListeningServer):
+    """Ends watches when it shuts down."""
 
     def __init__(self, config: uvicorn.Config, api: ApiServer) -> None:
         super().__init__(config)
         self._api = api
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Capture none."""
-        yield
-
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End the watches, which would else be waited for, and shut down."""
         self._api.end_streams()
         await super().shutdown(sockets)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio turns Nagle's delay off only for sockets that name TCP: 40 ms a reply otherwise.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise BadInputError(
-            f"cannot listen on {host}:{port}: {error.strerror}; is another cluster running there? "
-            f"choose another port"
-        ) from error
-    listener.setblocking(False)
-    return listener
 
 
 async def _body(receive: Receive) -> bytes | None:

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 import uvicorn
 
 from spinney.clock import parse_rfc3339
-from spinney.errors import BadInputError, SpinneyError
+from spinney.errors import BadInputError
+from spinney.listener import ListeningServer, listen
 from spinney.local.nodeagent.logs import LogQuery
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+    import socket
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
     from spinney.clock import Clock
     from spinney.local.nodeagent.logs import LogStore
@@ -147,27 +148,14 @@ async def _reply(send: Callable[[Any], Awaitable[None]], status: int, text: str)
     await send({"type": "http.response.body", "body": text.encode() + b"\n"})
 
 
-class _Server(uvicorn.Server):
-    """uvicorn, with the signals left to us."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def listen(addresses: Sequence[str]) -> list[socket.socket]:
+def listen_on(addresses: Sequence[str]) -> list[socket.socket]:
     """Return a socket on a free port of each address; raise SpinneyError."""
-    sockets: list[socket.socket] = []
-    for address in addresses:
-        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        try:
-            listener.bind((address, 0))
-        except OSError as error:
-            listener.close()
-            for other in sockets:
-                other.close()
-            raise SpinneyError(f"cannot listen on node address {address}: {error}") from error
-        sockets.append(listener)
+    with contextlib.ExitStack() as opened:
+        sockets = [
+            opened.enter_context(listen(address, 0, advice="is it an address of this machine?"))
+            for address in addresses
+        ]
+        opened.pop_all()
     return sockets
 
 
@@ -184,13 +172,13 @@ async def serve(app: LogServer, sockets: list[socket.socket], stop: asyncio.Even
         access_log=False,
         timeout_graceful_shutdown=1,
     )
-    server = _Server(config)
+    server = ListeningServer(config)
     try:
         async with asyncio.TaskGroup() as group:
             serving = group.create_task(server.serve(sockets=sockets))
             stopped = group.create_task(stop.wait())
             await asyncio.wait((serving, stopped), return_when=asyncio.FIRST_COMPLETED)
-            server.should_exit = True
+            server.stop()
             stopped.cancel()
     finally:
         for listener in sockets:
