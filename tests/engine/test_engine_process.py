@@ -211,7 +211,7 @@ def test_events_are_published_where_asked(start: Any, tmp_path: Path) -> None:
         (["--max-model-len", "99999"], "the model has 1024 positions"),
         (["--num-blocks", "3"], "give at least 64 blocks"),
         (["--max-num-batched-tokens", "2"], "every running sequence needs a token per step"),
-        (["--kv-port", "1", "--host", "192.0.2.1"], "192.0.2.1:0 cannot be listened on"),
+        (["--kv-port", "1", "--host", "192.0.2.1"], "cannot listen on 192.0.2.1:0"),
     ],
     ids=["model", "length", "blocks", "step", "address"],
 )

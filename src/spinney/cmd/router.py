@@ -26,6 +26,7 @@ from spinney.clock import SystemClock
 from spinney.errors import BadInputError, SpinneyError
 from spinney.ids import RandomIds
 from spinney.kv.event_stream import subscribe
+from spinney.listener import ListeningServer
 from spinney.log import configure, get_logger
 from spinney.perfmodel.profile import load_step_model
 from spinney.router.assembly import Router, assemble
@@ -37,7 +38,7 @@ from spinney.router.upstream import HttpUpstream
 from spinney.router.workers import StaticWorkers, parse_worker
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+    from collections.abc import AsyncGenerator, AsyncIterator
 
     from spinney.kv.event_stream import Gap
     from spinney.kv.events import KVEventBatch
@@ -348,17 +349,9 @@ async def _source(options: Options, rng: random.Random) -> AsyncIterator[WorkerS
         await transport.close()
 
 
-class _Server(uvicorn.Server):
-    """uvicorn, with the signals left to us."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 async def serve(built: Router, listener: socket.socket) -> None:
     """Run *built* on *listener* until a signal; return when it is drained."""
-    server = _Server(
+    server = ListeningServer(
         uvicorn.Config(
             built.app,
             loop="none",

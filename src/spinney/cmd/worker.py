@@ -7,10 +7,8 @@ clients do; a failure of any part ends it with exit code 1, so that whoever star
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
-import socket
 import sys
 import time
 from dataclasses import dataclass
@@ -21,11 +19,11 @@ import click
 
 from spinney import log as logs
 from spinney.clock import SystemClock
-from spinney.errors import BadInputError
 from spinney.ids import RandomIds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    import socket
+    from collections.abc import Callable, Coroutine
 
     from spinney.clock import Clock
     from spinney.engine.assembly import Engine, EngineSettings
@@ -37,7 +35,6 @@ HTTP_SHUTDOWN_S = 5
 """How long connections may take to end after the engine is drained."""
 GIL_SWITCH_S = 0.0005
 """The loop gets its turn beside a computing thread after half a millisecond, not five."""
-LISTEN_BACKLOG = 1024
 
 _NAMING = (
     click.option("--served-model-name", multiple=True, help="What requests call it; repeatable."),
@@ -158,8 +155,10 @@ def run_worker(options: dict[str, Any], build: Build) -> None:
 async def _serve(build: Build, process: Process) -> None:
     from prometheus_client import disable_created_metrics
 
+    from spinney.listener import listen
+
     log = logs.get_logger("engine")
-    listener = _listen(process.host, process.port)
+    listener = listen(process.host, process.port, advice="give a free --port")
     disable_created_metrics()  # type: ignore[no-untyped-call]
     built = build(SystemClock(), RandomIds(), time.perf_counter)
     port = listener.getsockname()[1]
@@ -222,11 +221,7 @@ def _on_signal(stop: asyncio.Event) -> None:
 def _http_server(built: Engine) -> Any:
     import uvicorn
 
-    class Server(uvicorn.Server):
-        @contextlib.contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            """Leave signals to the process, which drains first."""
-            yield
+    from spinney.listener import ListeningServer
 
     config = uvicorn.Config(
         built.app,
@@ -234,16 +229,6 @@ def _http_server(built: Engine) -> Any:
         lifespan="off",
         log_config=None,
         access_log=False,
-        backlog=LISTEN_BACKLOG,
         timeout_graceful_shutdown=HTTP_SHUTDOWN_S,
     )
-    return Server(config)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        return socket.create_server((host, port), backlog=LISTEN_BACKLOG)
-    except OSError as error:
-        raise BadInputError(
-            f"{host}:{port} cannot be listened on: {error}; give a free --port"
-        ) from None
+    return ListeningServer(config)
