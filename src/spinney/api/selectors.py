@@ -116,7 +116,7 @@ class FieldSelector:
     def matches(self, obj: Mapping[str, Any]) -> bool:
         """Tell whether the JSON object *obj* fulfils every requirement; absent counts as empty."""
         return all(
-            (_field(obj, r.path.split(".")) == r.value) == r.equal for r in self.requirements
+            (field_text(obj, r.path.split(".")) == r.value) == r.equal for r in self.requirements
         )
 
 
@@ -135,7 +135,8 @@ def parse_fields(text: str) -> FieldSelector:
     return FieldSelector(tuple(found))
 
 
-def _field(obj: Any, path: Sequence[str]) -> str:
+def field_text(obj: Any, path: Sequence[str]) -> str:
+    """Return the value under *path* as field selectors see it: empty where there is none."""
     for step in path:
         if not isinstance(obj, dict):
             return ""

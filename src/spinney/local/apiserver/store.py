@@ -18,10 +18,11 @@ import asyncio
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
+from spinney.api.selectors import field_text
 from spinney.local.apiserver.stored import Stored
 from spinney.local.apiserver.watch import Change, Watcher
 
@@ -295,7 +296,7 @@ class Store:
             revision,
             raw,
             meta.get("labels") or _NOTHING,
-            {path: _text(obj, steps) for path, steps in self._selectable(storage).items()},
+            {path: field_text(obj, steps) for path, steps in self._selectable(storage).items()},
             tuple(owner["uid"] for owner in meta.get("ownerReferences") or ()),
             "deletionTimestamp" in meta,
         )
@@ -357,15 +358,3 @@ class Store:
                 f"resource version {revision} is none of this server's, whose newest is "
                 f"{self.revision}"
             )
-
-
-def _text(obj: Any, steps: tuple[str, ...]) -> str:
-    for step in steps:
-        if not isinstance(obj, dict):
-            return ""
-        obj = obj.get(step)
-    if obj is None:
-        return ""
-    if isinstance(obj, bool):
-        return "true" if obj else "false"
-    return str(obj)
