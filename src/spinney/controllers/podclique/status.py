@@ -12,6 +12,7 @@ import msgspec
 
 from spinney.api import names, selectors
 from spinney.api.meta import Condition, find_condition, with_condition
+from spinney.controllers.pacing import turned
 from spinney.controllers.pod_state import (
     exited_with_error,
     is_gated,
@@ -81,6 +82,7 @@ def is_progress(clique: PodClique, status: PodCliqueStatus) -> bool:
         and status.scheduled_replicas >= before.scheduled_replicas
         and status.replicas >= before.replicas
         and status.last_errors == before.last_errors
+        and not turned(before.conditions, status.conditions)
     )
 
 

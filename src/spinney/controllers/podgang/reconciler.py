@@ -22,7 +22,7 @@ from spinney.controllers.actions import (
     perform,
     status_patch,
 )
-from spinney.controllers.pacing import Pacer
+from spinney.controllers.pacing import Pacer, turned
 from spinney.controllers.podgang.decide import (
     Observation,
     gang_name,
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 FILL_S = 2.0
 """Age of a gang's newest clique at which the gang is made even if its pods are not there yet."""
+_STARTING = {"Pending", "Starting"}
 
 T = TypeVar("T", bound="KubeObject")
 
@@ -124,7 +125,9 @@ class PodGangReconciler:
         backend = await self._handover.backend(gang.labels.get(names.SCHEDULER_NAME, ""))
         status = gang_status(gang, seen.pods, rfc3339(self._clock.now()), backend)
         patch = status_patch(gang, msgspec.structs.replace(gang, status=status))
-        progress = {gang.status.phase, status.phase} <= {"Pending", "Starting"}
+        progress = {gang.status.phase, status.phase} <= _STARTING and not turned(
+            gang.status.conditions, status.conditions
+        )
         wait_s = self._pacer.wait_s(gang.key, changed=bool(patch), progress=progress)
         if wait_s == 0.0:
             # A default is not sent by itself, and the schema requires the phase.

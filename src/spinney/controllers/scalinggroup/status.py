@@ -11,6 +11,7 @@ from spinney.api import names, selectors
 from spinney.api.meta import Condition, find_condition, is_true, with_condition
 from spinney.controllers.cliques import is_available, is_updated, trouble
 from spinney.controllers.identity import index_label
+from spinney.controllers.pacing import turned
 from spinney.controllers.podclique.status import MIN_AVAILABLE_BREACHED
 from spinney.controllers.template import (
     clique_count,
@@ -103,13 +104,11 @@ def group_status(
 def is_progress(group: PodCliqueScalingGroup, status: PodCliqueScalingGroupStatus) -> bool:
     """Tell whether *status*, compared with what is written, only tells of a start that goes on."""
     before = group.status
-    known = find_condition(before.conditions, MIN_AVAILABLE_BREACHED)
-    now = find_condition(status.conditions, MIN_AVAILABLE_BREACHED)
     return (
         status.available_replicas < group_count(group).target
         and status.available_replicas >= before.available_replicas
         and status.replicas >= before.replicas
-        and (known is None or now is None or known.status == now.status)
+        and not turned(before.conditions, status.conditions)
     )
 
 
