@@ -8,6 +8,7 @@ gangs are those that the cluster would give.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -21,7 +22,7 @@ from spinney.api.podgroup import PodGroup
 from spinney.api.queue import Queue
 from spinney.cli.session import CommandError, explain
 from spinney.errors import BadInputError
-from spinney.kube.errors import ApiError
+from spinney.kube.errors import AlreadyExistsError, ApiError
 from spinney.scheduler.scenario import Objects
 
 if TYPE_CHECKING:
@@ -122,7 +123,8 @@ async def _create(
     client: KubeClient, sets: Sequence[Unstructured], state: Objects, namespace: str
 ) -> None:
     for obj in (*state.topologies, *state.classes):
-        await client.create(_new(obj))
+        with contextlib.suppress(AlreadyExistsError):  # every cluster has the system's classes
+            await client.create(_new(obj))
     for document in sets:
         document["metadata"].setdefault("namespace", namespace)
         try:

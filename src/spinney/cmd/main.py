@@ -97,7 +97,10 @@ class _LazyGroup(click.Group):
 def spinney(ctx: click.Context, kubeconfig: str | None) -> None:
     """Serve large language models with prefill and decode as separate services."""
     from spinney.cmd.session import build_session
+    from spinney.log import configure
 
+    # Standard output is for what was asked; a verb that is a program says anew how it logs.
+    configure(level="warning")
     ctx.obj = build_session(kubeconfig)
 
 

@@ -439,7 +439,7 @@ def pods(
 def _pod(
     line: PodsLine, pod: PodLine, name: str, gang: GangLine | None, path: str, age: int
 ) -> dict[str, Any]:
-    born = (gang.created if gang else line.created) or created(age)
+    born = pod.created or (gang.created if gang else line.created) or created(age)
     labels, annotations = _marks(line, pod, gang, path)
     metadata = {
         "name": name,
@@ -457,6 +457,8 @@ def _pod(
     started = pod.started or (gang.started if gang else "")
     if pod.node and started:
         status["startTime"] = started
+    if pod.nominated:
+        status["nominatedNodeName"] = pod.nominated
     return {"metadata": metadata, "spec": _pod_spec(line, pod), "status": status}
 
 

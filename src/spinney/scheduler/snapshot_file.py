@@ -172,10 +172,14 @@ def _times(found: Scenario) -> Iterator[str]:
         times += [(f"gangs[{at}].created", gang.created), (f"gangs[{at}].started", gang.started)]
     times += [(f"pods[{at}].created", line.created) for at, line in enumerate(found.pods)]
     for path, text in times:
-        try:
-            parse_rfc3339(text or FIRST_CYCLE)
-        except ValueError:
-            yield f"{path}: {text!r} is no time; write one such as {FIRST_CYCLE}"
+        yield from _time(path, text)
+
+
+def _time(path: str, text: str) -> Iterator[str]:
+    try:
+        parse_rfc3339(text or FIRST_CYCLE)
+    except ValueError:
+        yield f"{path}: {text!r} is no time; write one such as {FIRST_CYCLE}"
 
 
 def _amounts_of(found: Scenario) -> Iterator[str]:
@@ -240,5 +244,7 @@ def _pod(path: str, pod: PodLine, nodes: set[str]) -> Iterator[str]:
         yield f"{path}.node: a pod that is {pod.state} has a node"
     if pod.node and pod.state in ("pending", "gated", "absent"):
         yield f"{path}.state: a pod that is {pod.state} has no node; write state: running"
-    if pod.node and pod.node not in nodes:
-        yield f"{path}.node: there is no node {pod.node!r}"
+    for field, node in (("node", pod.node), ("nominated", pod.nominated)):
+        if node and node not in nodes:
+            yield f"{path}.{field}: there is no node {node!r}"
+    yield from _time(f"{path}.created", pod.created)

@@ -69,6 +69,10 @@ class PodLine(_Part):
     state: PodPhase = "pending"
     node: str = ""
     started: str = ""
+    created: str = ""
+    """As its gang, unless given."""
+    nominated: str = ""
+    """The node on which room is kept for it; see ``status.nominatedNodeName`` of pods."""
     gpus: int | None = None
     cpu: Amount | None = None
     memory: Amount | None = None

@@ -220,6 +220,8 @@ def _gang(spec: GangSpec, pods: list[Pod], labels: dict[str, str], book: ClaimBo
     namespace, _, name = spec.key.partition("/")
     every = {key: value for pod in pods for key, value in pod.labels.items()} | labels
     by_leaf = _by_leaf(spec, pods, book)
+    for line in (pod for found in by_leaf.values() for pod in found):
+        line.created = "" if line.created == spec.created else line.created
     root = spec.root
     groups = [_group(child, by_leaf, "") for child in root.children]
     word = every.get(PREEMPTIBILITY, "")
@@ -280,28 +282,42 @@ def _leaf(spec: GroupSpec, pods: list[PodLine], name: str) -> PodsLine:
     return line
 
 
-_OWN = ("name", "state", "node", "started")
+_ADDED = ("labels", "annotations", "spec")
+"""Fields in which a pod adds to what its group says."""
+_REPLACED = ("gpus", "cpu", "memory", "requests", "claims", "volumes", "host_ports", "priority")
+"""Fields in which it replaces that."""
 
 
 def _together(name: str, pods: list[PodLine]) -> PodsLine:
     """Return a group of *pods*; what all of them have in common is written once."""
-    own = [{f: getattr(pod, f) for f in _OWN} for pod in pods]
-    kinds = [_template(pod) for pod in pods if pod.state != "absent"]
-    if kinds and all(kind == kinds[0] for kind in kinds):
-        alike = {key: value for key, value in kinds[0].items() if value is not None}
-        return PodsLine(name=name, pods=[PodLine(**line) for line in own], **alike)
-    return PodsLine(name=name, pods=pods)
+    line, here = PodsLine(name=name, pods=pods), [pod for pod in pods if pod.state != "absent"]
+    for field in _ADDED if here else ():
+        values = [getattr(pod, field) for pod in here]
+        shared = _in_all(values)
+        setattr(line, field, shared)
+        for pod, value in zip(here, values, strict=True):
+            setattr(pod, field, {k: v for k, v in value.items() if k not in shared})
+    for field in _REPLACED if here else ():
+        value = getattr(here[0], field)
+        if value is not None and all(getattr(pod, field) == value for pod in here):
+            setattr(line, field, value)
+            for pod in here:
+                setattr(pod, field, None)
+    return line
 
 
-def _template(pod: PodLine) -> dict[str, Any]:
-    return {f: getattr(pod, f) for f in pod.__struct_fields__ if f not in _OWN}
+def _in_all(values: list[dict[str, Any]]) -> dict[str, Any]:
+    first, *others = values
+    return {k: v for k, v in first.items() if all(k in o and o[k] == v for o in others)}
 
 
 # Pods
 
 
 def _lone(pod: Pod, book: ClaimBook) -> PodsLine:
-    line = _together(pod.name, [_pod(pod, book)])
+    own = _pod(pod, book)
+    own.created = ""
+    line = _together(pod.name, [own])
     line.namespace = pod.namespace
     line.scheduler = pod.spec.scheduler_name
     line.priority_class = pod.spec.priority_class_name
@@ -324,6 +340,8 @@ def _pod(pod: Pod, book: ClaimBook) -> PodLine:
         state=_state(pod),
         node=spec.node_name,
         started=(pod.status.start_time or "") if spec.node_name else "",
+        created=pod.metadata.creation_timestamp or "",
+        nominated="" if spec.node_name else pod.status.nominated_node_name,
         gpus=_count(have.get(GPU, 0)),
         cpu=have.get("cpu", 0),
         memory=have.get("memory", 0),
