@@ -29,7 +29,8 @@ from spinney.engine.numpy_executor import NumpyExecutor
 from spinney.engine.random_model import FOUR_MILLION, write_random_model
 from spinney.engine.worker_thread import WorkerThread
 from spinney.kv.lease import Handle
-from spinney.kv.transfer.connector import Pulled, PullRequest, checksum
+from spinney.kv.reshard import Span
+from spinney.kv.transfer.connector import Pulled, PullRequest, Taken, checksum
 from spinney.kv.transfer.tcp import TcpConnector, TransferServer
 
 if TYPE_CHECKING:
@@ -48,11 +49,14 @@ class Source:
         self.executor = executor
         self.thread = WorkerThread("serving")
 
-    async def take(self, request: PullRequest, allocate: Callable[[int], NDArray[np.uint8]]) -> int:
-        def copy() -> int:
-            out = allocate(request.num_blocks * self.executor.layout.block_bytes)
-            self.executor.read_blocks(range(request.num_blocks), out)
-            return checksum(out)
+    async def take(
+        self, request: PullRequest, allocate: Callable[[int], NDArray[np.uint8]]
+    ) -> Taken:
+        def copy() -> Taken:
+            blocks = request.span.blocks(BLOCK)
+            out = allocate(len(blocks) * self.executor.layout.block_bytes)
+            self.executor.read_blocks(blocks, out)
+            return Taken(self.executor.layout, checksum(out))
 
         return await self.thread.run(copy)
 
@@ -89,7 +93,7 @@ async def measure(model: str, port: int, num_blocks: int, repeat: int) -> None:
             times = []
             for _ in range(repeat):
                 started = time.perf_counter()
-                request = PullRequest(Handle("h"), "", "", 0, count)
+                request = PullRequest(Handle("h"), executor.layout, "", Span(0, count * BLOCK))
                 async with connector.pull("127.0.0.1", port, request) as pulled:
                     await thread.run(partial(store, executor, pulled))
                 times.append(time.perf_counter() - started)

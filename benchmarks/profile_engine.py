@@ -31,8 +31,10 @@ from spinney.engine.checkpoint import load_checkpoint
 from spinney.engine.executor import Batch, SequenceStep
 from spinney.engine.request import SamplingParams
 from spinney.engine.sampling import Row, sample
+from spinney.kv.layout import KVLayout
 from spinney.kv.lease import Handle
-from spinney.kv.transfer.connector import PullRequest, checksum
+from spinney.kv.reshard import Span
+from spinney.kv.transfer.connector import PullRequest, Taken, checksum
 from spinney.kv.transfer.tcp import TcpConnector, TransferServer
 
 if TYPE_CHECKING:
@@ -45,6 +47,8 @@ STARTS = (0, 256, 1024)
 BATCHES = (1, 2, 4, 8, 16, 32)
 LENGTHS = (32, 256, 1024)
 SMALL, LARGE = 64 * 1024, 64 * 1024 * 1024
+TOKEN = KVLayout("bytes", "float32", 1, 1, 128, 1)
+"""A token of a kilobyte, to measure links with."""
 GREEDY = SamplingParams(1, temperature=0)
 
 
@@ -100,10 +104,11 @@ class Bytes:
     def __init__(self, count: int) -> None:
         self.data = np.ones(count, np.uint8)
 
-    async def take(self, request: PullRequest, allocate: Any) -> int:
-        out = allocate(request.num_blocks)
-        out[:] = self.data[: request.num_blocks]
-        return checksum(out)
+    async def take(self, request: PullRequest, allocate: Any) -> Taken:
+        count = request.span.end * TOKEN.block_bytes
+        out = allocate(count)
+        out[:] = self.data[:count]
+        return Taken(TOKEN, checksum(out))
 
     def ended(self, request: PullRequest, num_bytes: int, failure: str | None) -> None:
         pass
@@ -122,7 +127,7 @@ async def pull(port: int, count: int, shared: bool, repeat: int) -> float:
     times, target = [], np.ones(count, np.uint8)
     for _ in range(repeat):
         started = time.perf_counter()
-        request = PullRequest(Handle("x"), "", "", 0, count)
+        request = PullRequest(Handle("x"), TOKEN, "", Span(0, count // TOKEN.block_bytes))
         async with TcpConnector(shared_memory=shared).pull("127.0.0.1", port, request) as pulled:
             data = pulled.data[:count]
             assert checksum(data) == pulled.checksum

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.contract.worker_process import (
-    BLOCK,
     MODEL,
     REMOTE_DECODE,
     Worker,
@@ -170,14 +169,15 @@ def test_logprobs_are_given_where_asked(worker: Worker) -> None:
 
 
 def test_a_repeated_prompt_is_cached(worker: Worker) -> None:
-    text = prompt(6, 5 * BLOCK + 3)
+    block = worker.kind.block
+    text = prompt(6, 5 * block + 3)
     first = tokens(worker.complete(text, 4))
     before = worker.metrics()["vllm:prefix_cache_hits_total"]
     assert tokens(worker.complete(text, 4)) == first
-    assert worker.metrics()["vllm:prefix_cache_hits_total"] - before == 5 * BLOCK
+    assert worker.metrics()["vllm:prefix_cache_hits_total"] - before == 5 * block
 
 
-@pytest.mark.parametrize("length", [5, BLOCK, 4 * BLOCK, 6 * BLOCK + 5, 300])
+@pytest.mark.parametrize("length", [5, 16, 32, 64, 101, 300])
 def test_a_hand_over_gives_the_answer_of_one_worker(pair: Pair, length: int) -> None:
     text = prompt(100 + length, length)
     expected = tokens(pair.prefill.complete(text, 10, ignore_eos=True))
@@ -188,10 +188,10 @@ def test_a_hand_over_gives_the_answer_of_one_worker(pair: Pair, length: int) -> 
     assert tokens(answer) == expected
     if pair.kind.name != "vllm":
         # A prompt of one block is computed faster than asked for.
-        outcome = "pulled" if length > BLOCK else "cached"
+        outcome = "pulled" if length > pair.kind.block else "cached"
         assert answer["kv_transfer_params"]["outcome"] == outcome
         cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
-        assert cached == (length if length > BLOCK else 0)
+        assert cached == (length if length > pair.kind.block else 0)
     pair.prefill.wait_idle()
     pair.decode.wait_idle()
 
@@ -271,7 +271,8 @@ def test_a_killed_prefill_worker_is_noticed_at_once(pair: Pair, start: Any) -> N
 
 def test_blocks_are_announced_and_can_be_replayed(start: Any) -> None:
     worker = start("prefill")
-    text = prompt(9, 3 * BLOCK + 4)
+    block = worker.kind.block
+    text = prompt(9, 3 * block + 4)
     worker.complete(text, 1)
 
     async def stored(replay: str | None) -> BlockStored:
@@ -287,8 +288,8 @@ def test_blocks_are_announced_and_can_be_replayed(start: Any) -> None:
 
     # The subscriber comes after the event: only a replay can tell it.
     event = asyncio.run(stored(f"ipc://{worker.folder}/prefill-replay"))
-    assert event.token_ids == text[: 3 * BLOCK]
-    assert (event.block_size, event.parent_block_hash) == (BLOCK, None)
+    assert event.token_ids == text[: 3 * block]
+    assert (event.block_size, event.parent_block_hash) == (block, None)
     assert len(event.block_hashes) == 3
 
 
@@ -320,7 +321,8 @@ def test_a_client_that_goes_away_leaves_no_block_held(worker: Worker, stream: bo
         wait_for(lambda: worker.metrics()["vllm:num_requests_running"] > 0, "the request runs", 20)
         assert worker.metrics()[worker.kind.kv_metric] > 0
     worker.wait_idle()
-    assert worker.aborted() == before + 1
+    if worker.kind.name != "vllm":  # It counts only requests that came to an end.
+        assert worker.aborted() == before + 1
 
 
 def test_a_client_that_goes_away_while_its_kv_comes_leaves_no_block_held(pair: Pair) -> None:

@@ -22,7 +22,6 @@ from spinney.engine.assembly import model_directory
 
 ANSWER_S = 60.0
 MODEL = "demo"
-BLOCK = 16
 REMOTE_DECODE = {"do_remote_decode": True, "do_remote_prefill": False}
 
 
@@ -32,12 +31,13 @@ class Kind:
 
     name: str
     start_s: float
+    block: int = 16
     kv_metric: str = "vllm:kv_cache_usage_perc"
 
     def command(self, role: str, port: int, folder: Path, *flags: str) -> list[str]:
         name = f"{self.name}-{role}"
         if self.name == "vllm":
-            return vllm_command(role, port, name, folder)
+            return vllm_command(role, port, name, folder, self.block)
         extra = ("--speed-up", "4") if self.name == "mock" else ()
         return [
             *(sys.executable, "-m", "spinney.cmd.main", self.name, "--log-json"),
@@ -49,10 +49,14 @@ class Kind:
         ]
 
 
-KINDS = {kind.name: kind for kind in (Kind("engine", 20), Kind("mock", 20), Kind("vllm", 180))}
+KINDS = {
+    # vLLM on a CPU takes blocks of multiples of 32.
+    kind.name: kind
+    for kind in (Kind("engine", 20), Kind("mock", 20), Kind("vllm", 180, block=32))
+}
 
 
-def vllm_command(role: str, port: int, name: str, folder: Path) -> list[str]:
+def vllm_command(role: str, port: int, name: str, folder: Path, block: int) -> list[str]:
     transfer = {
         "kv_connector": "NixlConnector",
         "kv_role": "kv_producer" if role == "prefill" else "kv_consumer",
@@ -70,7 +74,9 @@ def vllm_command(role: str, port: int, name: str, folder: Path) -> list[str]:
     return [
         *("vllm", "serve", str(model_directory(MODEL)), "--served-model-name", MODEL),
         *("--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"),
-        *("--max-model-len", "2048", "--max-num-seqs", "16", "--block-size", str(BLOCK)),
+        *("--max-model-len", "2048", "--max-num-seqs", "16", "--block-size", str(block)),
+        # Without it, SIGTERM aborts what runs.
+        *("--shutdown-timeout", "25"),
         *("--kv-transfer-config", json.dumps(transfer)),
         *("--kv-events-config", json.dumps(events)),
     ]

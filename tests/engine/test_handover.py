@@ -6,13 +6,17 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
+from spinney.engine.random_model import RandomModel, write_random_model
 from spinney.kv.events import BlockStored, decode_batch
 from spinney.kv.transfer import connector
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 Start = Callable[..., AbstractAsyncContextManager[Any]]
 AT_ONCE_S = 0.2
@@ -101,11 +105,11 @@ async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 
 
 async def decode_after(
-    prefill: Any, decode: Any, prompt: list[int], **changes: Any
+    prefill: Any, decode: Any, prompt: list[int], *, tokens: int = 5, **changes: Any
 ) -> tuple[Any, float]:
     params = await prefill.prefill(prompt)
     started = time.perf_counter()
-    answer = await decode.complete(prompt, max_tokens=5, kv_transfer_params=params | changes)
+    answer = await decode.complete(prompt, max_tokens=tokens, kv_transfer_params=params | changes)
     return answer, time.perf_counter() - started
 
 
@@ -171,14 +175,40 @@ def test_another_prompt_gets_its_own_tokens_not_the_leased_ones(start_engine: St
     asyncio.run(main())
 
 
-def test_blocks_of_another_size_are_refused(start_engine: Start) -> None:
+@pytest.mark.parametrize("sizes", [(8, 16), (16, 8), (8, 12)], ids=str)
+def test_blocks_of_another_size_are_converted(start_engine: Start, sizes: tuple[int, int]) -> None:
+    async def main() -> None:
+        async with (
+            start_engine(block_size=sizes[0]) as prefill,
+            start_engine(block_size=sizes[1]) as decode,
+        ):
+            for first, second in ((PROMPTS[10], PROMPTS[11]), (PROMPTS[12], PROMPTS[13])):
+                await decode.complete(first, max_tokens=1)
+                for prompt in (second, first + second):
+                    expected = tokens(await prefill.complete(prompt, max_tokens=8))
+                    answer, _ = await decode_after(prefill, decode, prompt, tokens=8)
+                    assert answer["kv_transfer_params"]["outcome"] == "pulled"
+                    assert tokens(answer) == expected
+
+    asyncio.run(main())
+
+
+def test_kv_of_another_model_is_refused_and_the_difference_named(
+    start_engine: Start, tmp_path: Path
+) -> None:
+    other = write_random_model(tmp_path / "other", RandomModel(kv_heads=1, seed=9))
+
     async def main() -> None:
         async with (
             start_engine(kv_lease_s=0.2) as prefill,
-            start_engine(block_size=16) as decode,
+            start_engine(model=str(other)) as decode,
         ):
             answer, _ = await decode_after(prefill, decode, PROMPTS[10])
-            assert answer["kv_transfer_params"]["failure"] == "layout_mismatch"
+            report = answer["kv_transfer_params"]
+            assert report["failure"] == "layout_mismatch"
+            assert "the model is " in report["message"]
+            assert "the number of KV heads is 2 there and 1 here" in report["message"]
+            assert report["seconds"] < AT_ONCE_S
 
     asyncio.run(main())
 

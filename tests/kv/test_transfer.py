@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +15,11 @@ import numpy as np
 import pytest
 
 from spinney.errors import BadInputError
+from spinney.kv.layout import KVLayout
 from spinney.kv.lease import Failure, Handle, HandoverError
+from spinney.kv.reshard import Span
 from spinney.kv.transfer import segment, tcp
-from spinney.kv.transfer.connector import PullRequest, checksum
+from spinney.kv.transfer.connector import PullRequest, Taken, checksum
 from spinney.kv.transfer.tcp import TcpConnector, TransferServer
 from spinney.kv.transfer.wire import Ready
 
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 
 AT_ONCE_S = 0.2
 BLOCK = 1000
+LAYOUT = KVLayout("m", "float32", 1, 1, BLOCK // 8, 1)
+"""Tokens of `BLOCK` bytes, one per block."""
 
 
 class Blocks:
@@ -34,27 +39,31 @@ class Blocks:
 
     def __init__(self, count: int) -> None:
         self.content = np.random.default_rng(0).integers(0, 256, count * BLOCK, np.uint8)
+        self.layout = LAYOUT
+        self.inflate = 0
         self.refuse: HandoverError | None = None
         self.wait = asyncio.Event()
         self.wait.set()
         self.taken: list[PullRequest] = []
         self.ends: list[tuple[int, str | None]] = []
 
-    async def take(self, request: PullRequest, allocate: Callable[[int], NDArray[np.uint8]]) -> int:
+    async def take(
+        self, request: PullRequest, allocate: Callable[[int], NDArray[np.uint8]]
+    ) -> Taken:
         self.taken.append(request)
         await self.wait.wait()
         if self.refuse is not None:
             raise self.refuse
-        content = self.content[request.first_block * BLOCK :]
-        allocate(content.nbytes)[:] = content
-        return checksum(content)
+        content = self.content[request.span.first * BLOCK :]
+        allocate(content.nbytes + self.inflate)[:] = content
+        return Taken(self.layout, checksum(content))
 
     def ended(self, request: PullRequest, num_bytes: int, failure: str | None) -> None:
         self.ends.append((num_bytes, failure))
 
 
 def wanted(first: int = 0, count: int = 1) -> PullRequest:
-    return PullRequest(Handle("h"), "layout", "prompt", first, count)
+    return PullRequest(Handle("h"), LAYOUT, "prompt", Span(first, first + count))
 
 
 @contextlib.asynccontextmanager
@@ -108,7 +117,7 @@ def test_all_bytes_arrive_unchanged(shared: bool, count: int) -> None:
             assert data == source.content.tobytes()
             assert transport == ("shared-memory" if shared else "tcp")
             await until(lambda: source.ends == [(count * BLOCK, None)])
-            tail, _ = await pulled(port, wanted(count - 1), shared=shared)
+            tail, _ = await pulled(port, wanted(count - 1, 1), shared=shared)
             assert tail == source.content.tobytes()[-BLOCK:]
         assert segments() == 0
 
@@ -222,7 +231,7 @@ def test_a_peer_that_dies_in_the_middle_of_the_bytes_is_reported() -> None:
     async def main() -> None:
         async def half(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.readexactly(4)
-            ready = Ready(1000, 0, None)
+            ready = Ready(1000, 0, None, LAYOUT)
             payload = msgspec.msgpack.encode(ready)
             writer.write(len(payload).to_bytes(4, "big") + payload + bytes(500))
             await writer.drain()
@@ -338,3 +347,31 @@ def test_a_port_in_use_is_named() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(BadInputError, match=f"KV port 127.0.0.1:{port}"):
             TransferServer(Blocks(1), "127.0.0.1", port)
+
+
+def test_blocks_of_another_model_are_refused_by_whoever_sees_it_first() -> None:
+    async def main() -> None:
+        source = Blocks(1)
+        source.layout = replace(LAYOUT, model="other", kv_heads=2)
+        async with serving(source) as port:
+            error, seconds = await failure_of(port)
+        assert error.failure is Failure.LAYOUT
+        assert "the model is 'other' there and 'm' here" in str(error)
+        assert "the number of KV heads is 2 there and 1 here" in str(error)
+        assert seconds < AT_ONCE_S
+
+    asyncio.run(main())
+
+
+def test_a_serving_side_without_memory_says_so_at_once() -> None:
+    async def main() -> None:
+        source = Blocks(1)
+        source.inflate = 1 << 45
+        async with serving(source) as port:
+            error, seconds = await failure_of(port)
+            assert error.failure is Failure.MEMORY
+            assert seconds < AT_ONCE_S
+            source.inflate = 0
+            assert (await pulled(port, wanted(), shared=True))[0] == source.content.tobytes()
+
+    asyncio.run(main())

@@ -77,7 +77,10 @@ class Executor(Protocol):
         ...
 
     def read_blocks(self, block_ids: Sequence[int], out: ByteArray) -> None:
-        """Copy blocks into *out*, one after the other, ``len(block_ids) * block_bytes`` bytes."""
+        """Copy blocks into *out*, shard by shard, ``len(block_ids) * block_bytes`` bytes.
+
+        An executor that is one rank of several copies the blocks of its shard, and no other.
+        """
         ...
 
     def write_blocks(self, block_ids: Sequence[int], data: ByteArray) -> None:

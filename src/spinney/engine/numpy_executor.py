@@ -8,13 +8,14 @@ it may see. Invariant: a batch's composition does not change which positions a t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from spinney.engine.model import rope_tables
-from spinney.kv.layout import KVLayout
+from spinney.engine.part import WHOLE, Part
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from spinney.engine.checkpoint import Checkpoint
     from spinney.engine.executor import Batch, ByteArray, FloatArray, IntArray, SequenceStep
     from spinney.engine.model import LayerWeights, ModelConfig
+    from spinney.kv.layout import KVLayout
 
 QUERY_TILE = 64
 """Queries per tile of prefill attention: scores of a tile stay in the cache."""
@@ -85,20 +87,21 @@ class _Schedule:
 
 
 class NumpyExecutor:
-    """See `spinney.engine.executor.Executor`. Memory: the weights twice, and the KV pool."""
+    """See `spinney.engine.executor.Executor`. Memory: the weights twice, and the KV pool.
 
-    def __init__(self, checkpoint: Checkpoint, *, num_blocks: int, block_size: int) -> None:
+    As one *part* of several it computes with its heads, and its blocks are those of its shard.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, *, num_blocks: int, block_size: int, part: Part = WHOLE
+    ) -> None:
+        self._layout = part.layout(checkpoint, "float32", block_size)
+        self._block_shape = self._layout.shard_shape(part.shard(self._layout))
+        self._total = part.total
+        checkpoint = part.cut(checkpoint)
         config = checkpoint.config
         self._config = config
         self._num_blocks = num_blocks
-        self._layout = KVLayout(
-            model=checkpoint.fingerprint,
-            dtype="float32",
-            layers=config.num_layers,
-            kv_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            block_size=block_size,
-        )
         self._embed = checkpoint.weights.embed
         self._layers = tuple(_fuse(layer) for layer in checkpoint.weights.layers)
         self._norm = checkpoint.weights.norm
@@ -125,7 +128,7 @@ class NumpyExecutor:
         x = self._embed[schedule.tokens]
         for index, layer in enumerate(self._layers):
             x += self._attention(index, layer, self._rms_norm(x, layer.input_norm), schedule)
-            x += _swiglu(layer, self._rms_norm(x, layer.post_norm))
+            x += self._total(_swiglu(layer, self._rms_norm(x, layer.post_norm)))
         last = self._rms_norm(x[schedule.logit_rows], self._norm)
         return _product(last, self._lm_head)
 
@@ -147,10 +150,10 @@ class NumpyExecutor:
         self._keys = self._values = np.empty((0, 0, 0, 0, 0), np.float32)
 
     def _as_blocks(self, data: ByteArray, count: int) -> FloatArray:
-        wanted = count * self._layout.block_bytes
+        wanted = count * math.prod(self._block_shape) * 4
         if data.nbytes != wanted:
             raise ValueError(f"{count} blocks are {wanted} bytes, the buffer has {data.nbytes}")
-        return data.view(np.float32).reshape(count, *self._layout.shape)
+        return data.view(np.float32).reshape(count, *self._block_shape)
 
     def _rms_norm(self, x: FloatArray, weight: FloatArray) -> FloatArray:
         square = np.einsum("...i,...i->...", x, x)
@@ -215,7 +218,7 @@ class NumpyExecutor:
             self._attend_chunk(index, chunk, query, attended)
         for group in schedule.groups:
             self._attend_group(index, group, query, attended)
-        out = _product(attended.reshape(len(x), -1), layer.o)
+        out = self._total(_product(attended.reshape(len(x), -1), layer.o))
         if layer.o_bias is not None:
             out += layer.o_bias
         return out

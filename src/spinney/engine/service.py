@@ -11,12 +11,15 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from spinney.engine.request import DrainingError, QueueFullError
 from spinney.engine.sequence import Handover, Outcome
 from spinney.kv.block_hash import prompt_digest
 from spinney.kv.events import to_wire
 from spinney.kv.lease import Failure, HandoverError
-from spinney.kv.transfer.connector import PullRequest, checksum
+from spinney.kv.reshard import Span, reshard
+from spinney.kv.transfer.connector import PullRequest, Taken, check_compatible, checksum
 from spinney.log import get_logger
 
 if TYPE_CHECKING:
@@ -160,27 +163,24 @@ class EngineService:
         self._wake.set()
         log.info("drained", waited_s=round(waited, 2), leases_released=left, aborted=aborted)
 
-    async def take(self, request: PullRequest, allocate: Callable[[int], ByteArray]) -> int:
+    async def take(self, request: PullRequest, allocate: Callable[[int], ByteArray]) -> Taken:
         """Copy leased blocks out for a reader; see `BlockSource.take`."""
-        if request.layout != self._layout.digest:
-            raise HandoverError(
-                Failure.LAYOUT,
-                f"blocks here are of layout {self._layout.digest} ({self._layout}), "
-                f"{request.layout} was asked for; run the same model, dtype and block size",
-            )
+        layout, span = self._layout, request.span
+        check_compatible(layout, request.layout)
         lease = self._core.claim(request.handle, request.prompt, self._clock.now())
         try:
-            blocks = lease.blocks[request.first_block :]
-            if request.num_blocks == 0:
-                return 0
-            if request.first_block < 0 or len(blocks) != request.num_blocks:
+            if span.first >= span.end:
+                return Taken(layout, checksum(np.empty(0, np.uint8)))
+            if span.first < 0 or span.end != lease.num_tokens:
                 raise HandoverError(
                     Failure.PROTOCOL,
-                    f"{request.num_blocks} blocks from {request.first_block} on were asked for, "
-                    f"{len(blocks)} are there",
+                    f"tokens {span.first} to {span.end} were asked for, "
+                    f"there are {lease.num_tokens}",
                 )
-            size = len(blocks) * self._layout.block_bytes
-            return await self._thread.run(lambda: self._read(blocks, allocate(size)))
+            blocks = lease.blocks[span.first // layout.block_size :]
+            size = len(blocks) * layout.block_bytes
+            total = await self._thread.run(lambda: self._read(blocks, allocate(size)))
+            return Taken(layout, total)
         finally:
             self._core.release_blocks(lease.blocks)
             self._wake.set()
@@ -191,7 +191,7 @@ class EngineService:
         log.info(
             "kv served",
             handle=request.handle,
-            blocks=request.num_blocks,
+            tokens=request.span.end - request.span.first,
             bytes=num_bytes,
             failure=failure,
         )
@@ -204,14 +204,15 @@ class EngineService:
         self._executor.read_blocks(blocks, out)
         return checksum(out)
 
-    def _write(self, blocks: Items[BlockId], pulled: Pulled) -> None:
+    def _write(self, blocks: Items[BlockId], span: Span, pulled: Pulled) -> None:
         found = checksum(pulled.data)
         if found != pulled.checksum:
             raise HandoverError(
                 Failure.CHECKSUM,
                 f"the KV bytes have checksum {found:08x}, {pulled.checksum:08x} was announced",
             )
-        self._executor.write_blocks(blocks, pulled.data)
+        data = reshard(pulled.data, span, pulled.layout, self._layout)
+        self._executor.write_blocks(blocks, data)
 
     async def _step_loop(self, group: asyncio.TaskGroup) -> None:
         while True:
@@ -302,14 +303,8 @@ class EngineService:
         total = -(-len(sequence.prompt) // size)
         cached = len(sequence.prompt) - sequence.cached_tokens <= size
         count = 0 if cached else total - have
-        request = PullRequest(
-            remote.handle,
-            self._layout.digest,
-            prompt_digest(sequence.prompt),
-            0 if cached else have,
-            count,
-            count * self._layout.block_bytes,
-        )
+        span = Span(0, 0) if cached else Span(have * size, len(sequence.prompt))
+        request = PullRequest(remote.handle, self._layout, prompt_digest(sequence.prompt), span)
         if remote.deadline_s is not None and self._clock.now() >= remote.deadline_s:
             raise HandoverError(
                 Failure.EXPIRED, f"hand-over {remote.handle} expired before it could be pulled"
@@ -317,7 +312,7 @@ class EngineService:
         async with self._connector.pull(remote.host, remote.port, request) as pulled:
             if not cached:
                 blocks = sequence.blocks[have:total]
-                await self._thread.run(lambda: self._write(blocks, pulled))
+                await self._thread.run(lambda: self._write(blocks, span, pulled))
         return Handover(
             Outcome.CACHED if cached else Outcome.PULLED,
             remote.engine_id,

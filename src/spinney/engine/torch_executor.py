@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spinney.engine.model import rope_tables
+from spinney.engine.part import WHOLE, Part
 from spinney.errors import BadInputError
-from spinney.kv.layout import KVLayout
 
 try:
     import torch
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from spinney.engine.checkpoint import Checkpoint
     from spinney.engine.executor import Batch, ByteArray, FloatArray, SequenceStep
     from spinney.engine.model import LayerWeights
+    from spinney.kv.layout import KVLayout
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 """The element types of weights, arithmetic and KV, by the names that `KVLayout` uses."""
@@ -109,7 +110,8 @@ class TorchExecutor:
     """See `spinney.engine.executor.Executor`.
 
     *device* is a torch device, such as ``cpu`` or ``cuda:0``; *dtype* a name in `DTYPES`. *threads*
-    sets the threads of torch's CPU kernels, for the whole process. Raises BadInputError for a
+    sets the threads of torch's CPU kernels, for the whole process. As one *part* of several it
+    computes with its heads, and its blocks are those of its shard. Raises BadInputError for a
     device that is absent or an unknown dtype.
     """
 
@@ -122,7 +124,12 @@ class TorchExecutor:
         device: str = "cpu",
         dtype: str = "float32",
         threads: int | None = None,
+        part: Part = WHOLE,
     ) -> None:
+        self._layout = part.layout(checkpoint, dtype, block_size)
+        self._block_shape = self._layout.shard_shape(part.shard(self._layout))
+        self._part = part
+        checkpoint = part.cut(checkpoint)
         config, weights = checkpoint.config, checkpoint.weights
         self._config = config
         self._device = _device(device)
@@ -130,14 +137,6 @@ class TorchExecutor:
         if threads is not None:
             torch.set_num_threads(threads)
         self._num_blocks = num_blocks
-        self._layout = KVLayout(
-            model=checkpoint.fingerprint,
-            dtype=dtype,
-            layers=config.num_layers,
-            kv_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            block_size=block_size,
-        )
         self._embed = self._place(weights.embed)
         self._layers = tuple(self._fuse(layer) for layer in weights.layers)
         self._norm = self._place(weights.norm)
@@ -146,7 +145,7 @@ class TorchExecutor:
         cos, sin = rope_tables(config, config.max_position_embeddings)
         self._cos, self._sin = self._place(cos), self._place(sin)
         self._pool = torch.zeros(
-            (num_blocks, *self._layout.shape), dtype=self._dtype, device=self._device
+            (num_blocks, *self._block_shape), dtype=self._dtype, device=self._device
         )
 
     @property
@@ -167,7 +166,7 @@ class TorchExecutor:
             for index, layer in enumerate(self._layers):
                 normed = self._rms_norm(x, layer.input_norm)
                 x = x + self._attention(index, layer, normed, schedule)
-                x = x + _swiglu(layer, self._rms_norm(x, layer.post_norm))
+                x = x + self._total(_swiglu(layer, self._rms_norm(x, layer.post_norm)))
             last = self._rms_norm(x[schedule.logit_rows], self._norm)
             logits = functional.linear(last, self._lm_head).to("cpu", torch.float32)
         result: FloatArray = logits.numpy()
@@ -187,7 +186,7 @@ class TorchExecutor:
         flat = data.reshape(-1) if data.flags.writeable else data.reshape(-1).copy()
         with torch.inference_mode():
             values = torch.from_numpy(flat).to(self._device).view(self._dtype)
-            blocks = values.view(len(block_ids), *self._layout.shape)
+            blocks = values.view(len(block_ids), *self._block_shape)
             self._pool[self._indices(block_ids)] = blocks
 
     def close(self) -> None:
@@ -195,7 +194,7 @@ class TorchExecutor:
         self._pool = torch.empty(0, dtype=self._dtype, device=self._device)
 
     def _check_size(self, block_ids: Sequence[int], data: ByteArray) -> None:
-        wanted = len(block_ids) * self._layout.block_bytes
+        wanted = len(block_ids) * self._pool[0].nbytes
         if data.nbytes != wanted:
             raise ValueError(
                 f"{len(block_ids)} blocks are {wanted} bytes, the buffer has {data.nbytes}"
@@ -314,7 +313,15 @@ class TorchExecutor:
             self._attend_chunk(pool, chunk, query, attended)
         for group in schedule.groups:
             self._attend_group(pool, group, query, attended)
-        return functional.linear(attended.flatten(1), layer.o, layer.o_bias)
+        out = self._total(functional.linear(attended.flatten(1), layer.o))
+        return out if layer.o_bias is None else out + layer.o_bias
+
+    def _total(self, partial: Tensor) -> Tensor:
+        """Return the sum over all ranks; the sum itself is made in float32, in main memory."""
+        if self._part.collective is None:
+            return partial
+        own = partial.to("cpu", torch.float32).contiguous()
+        return torch.from_numpy(self._part.total(own.numpy())).to(self._device, self._dtype)
 
     def _attend_chunk(self, pool: Tensor, chunk: _Chunk, query: Tensor, out: Tensor) -> None:
         repeats = self._config.num_heads // self._config.num_kv_heads

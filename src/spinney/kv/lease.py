@@ -39,6 +39,7 @@ class Failure(enum.StrEnum):
     TIMEOUT = "timeout"
     PROTOCOL = "protocol_error"
     BUSY = "too_many_pulls"
+    MEMORY = "out_of_memory"
     DRAINING = "draining"
 
 

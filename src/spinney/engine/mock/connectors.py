@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spinney.kv.lease import Failure, HandoverError
-from spinney.kv.transfer.connector import Pulled
+from spinney.kv.transfer.connector import Pulled, room
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -46,7 +46,9 @@ class ModelledConnector:
     async def pull(self, host: str, port: int, request: PullRequest) -> AsyncIterator[Pulled]:
         """Fetch blocks; see `Connector.pull`."""
         loop = asyncio.get_running_loop()
-        size = self._model.kv_bytes(request.num_blocks * self._block_size)
+        # What travels are whole blocks.
+        count = len(request.span.blocks(self._block_size))
+        size = self._model.kv_bytes(count * self._block_size)
         due = loop.time() + self._model.transfer_s(size, self._distance) / self._speed_up
         async with self._carrier.pull(host, port, request) as pulled:
             await asyncio.sleep(max(0.0, due - loop.time()))
@@ -71,13 +73,13 @@ class MemoryConnector:
 
         def allocate(count: int) -> NDArray[np.uint8]:
             nonlocal data
-            data = np.empty(count, np.uint8)
+            data = room(count)
             return data
 
-        checksum = await source.take(request, allocate)
+        taken = await source.take(request, allocate)
         failure: str | None = Failure.UNREACHABLE
         try:
-            yield Pulled(data, checksum, "memory")
+            yield Pulled(data, taken.checksum, "memory", taken.layout)
             failure = None
         except HandoverError as error:
             failure = error.failure

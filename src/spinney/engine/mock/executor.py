@@ -28,6 +28,7 @@ CANDIDATES = ((12.0, 0), (11.5, 1), (11.0, 2))
 DIGEST_SEED = 7
 """Weights of the digest; workers that hand over to each other have the same."""
 CHOICE_BITS = 20
+_LOW = 0xFFFF_FFFF
 
 
 class MockExecutor:
@@ -42,9 +43,10 @@ class MockExecutor:
         max_model_len: int,
         vocab_size: int,
         tokens: Sequence[int],
+        ranks: int = 1,
     ) -> None:
         self._model = model
-        self._layout = KVLayout("mock", "float32", 1, 1, 1, block_size)
+        self._layout = KVLayout("mock", "float32", 1, 1, 1, block_size, ranks)
         self._num_blocks = num_blocks
         self._vocab_size = vocab_size
         self._tokens = tuple(tokens)
@@ -58,7 +60,7 @@ class MockExecutor:
 
     @property
     def layout(self) -> KVLayout:
-        """What the bytes of a block are: one number per token."""
+        """What the bytes of a block are: one number per token, its low half as the key."""
         return self._layout
 
     @property
@@ -88,12 +90,14 @@ class MockExecutor:
 
     def read_blocks(self, block_ids: Sequence[int], out: ByteArray) -> None:
         """Copy blocks out; see `Executor.read_blocks`."""
-        out.view(np.uint64).reshape(len(block_ids), -1)[:] = self._tape[list(block_ids)]
+        wire = out.view(np.uint32).reshape(len(block_ids), 2, -1)
+        chosen = self._tape[list(block_ids)]
+        wire[:, 0], wire[:, 1] = chosen & np.uint64(_LOW), chosen >> np.uint64(32)
 
     def write_blocks(self, block_ids: Sequence[int], data: ByteArray) -> None:
         """Overwrite blocks; see `Executor.write_blocks`."""
-        raw = np.frombuffer(data, np.uint8, len(block_ids) * self._layout.block_bytes)
-        self._tape[list(block_ids)] = raw.view(np.uint64).reshape(len(block_ids), -1)
+        wire = data.view(np.uint32).reshape(len(block_ids), 2, -1).astype(np.uint64)
+        self._tape[list(block_ids)] = wire[:, 0] | wire[:, 1] << np.uint64(32)
 
     def close(self) -> None:
         """Give the memory back."""

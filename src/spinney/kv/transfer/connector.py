@@ -15,40 +15,55 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
+from spinney.kv.layout import incompatibility
+from spinney.kv.lease import Failure, HandoverError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractAsyncContextManager
 
-    import numpy as np
     from numpy.typing import NDArray
 
+    from spinney.kv.layout import KVLayout
     from spinney.kv.lease import Handle
+    from spinney.kv.reshard import Span
 
 
 @dataclass(frozen=True, slots=True)
 class PullRequest:
-    """Which blocks are wanted: those of *handle*'s prompt from index *first_block* on.
+    """Which KV is wanted: that of *handle*'s prompt for the tokens of *span*.
 
-    *layout* and *prompt* are digests the serving side compares with its own. *num_blocks* is how
-    many blocks the reader has room for; zero of them only ends the lease. *num_bytes*, which does
-    not travel, is their size: another one announced is a protocol error.
+    *layout* is the reader's; the serving side compares it with its own, and *prompt*, a digest,
+    with what it computed. An empty *span* only ends the lease.
     """
 
     handle: Handle
-    layout: str
+    layout: KVLayout
     prompt: str
-    first_block: int
-    num_blocks: int
-    num_bytes: int | None = None
+    span: Span
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pulled:
-    """The bytes of the blocks in order, valid until the context that gave them ends."""
+    """The serving side's blocks that hold the span, valid until the context that gave them ends.
+
+    *layout* is the serving side's, checked: the bytes are as many as it implies.
+    """
 
     data: NDArray[np.uint8]
     checksum: int
     transport: str
+    layout: KVLayout
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What a source put where it was told: of which layout, and the checksum of the bytes."""
+
+    layout: KVLayout
+    checksum: int
 
 
 class Connector(Protocol):
@@ -68,11 +83,13 @@ class Connector(Protocol):
 class BlockSource(Protocol):
     """The worker behind the serving side."""
 
-    async def take(self, request: PullRequest, allocate: Callable[[int], NDArray[np.uint8]]) -> int:
+    async def take(
+        self, request: PullRequest, allocate: Callable[[int], NDArray[np.uint8]]
+    ) -> Taken:
         """Check *request*, copy the blocks into ``allocate(bytes)``, end the lease.
 
         *allocate* is called once at most, from any thread: making room for many bytes takes time.
-        Returns the checksum of the bytes. Raises HandoverError to refuse.
+        It raises HandoverError when there is no room. Raises HandoverError to refuse.
         """
         ...
 
@@ -84,3 +101,30 @@ class BlockSource(Protocol):
 def checksum(data: NDArray[np.uint8]) -> int:
     """Return the CRC-32 of *data*: about 4 GB/s, and the GIL is released meanwhile."""
     return zlib.crc32(data.data)
+
+
+def room(num_bytes: int) -> NDArray[np.uint8]:
+    """Return memory of this process; raise HandoverError when there is not so much."""
+    try:
+        return np.empty(num_bytes, np.uint8)
+    except MemoryError:
+        raise HandoverError(
+            Failure.MEMORY, f"{num_bytes} bytes of KV find no memory; compute the prompt again"
+        ) from None
+
+
+def check_compatible(source: KVLayout, reader: KVLayout) -> None:
+    """Raise HandoverError, which says what differs, when *reader* cannot use *source*'s blocks."""
+    wrong = incompatibility(source, reader)
+    if wrong is not None:
+        raise HandoverError(
+            Failure.LAYOUT,
+            f"KV cannot be handed over: {wrong}; run the same model and element type on both sides",
+        )
+
+
+def expected_bytes(request: PullRequest, source: KVLayout) -> int:
+    """Return how many bytes the answer to *request* has, when it comes from *source*."""
+    if request.span.first >= request.span.end:
+        return 0
+    return len(request.span.blocks(source.block_size)) * source.block_bytes

@@ -17,8 +17,15 @@ import numpy as np
 
 from spinney.errors import BadInputError
 from spinney.kv.lease import Failure, Handle, HandoverError
+from spinney.kv.reshard import Span
 from spinney.kv.transfer import segment as shm
-from spinney.kv.transfer.connector import Pulled, PullRequest
+from spinney.kv.transfer.connector import (
+    Pulled,
+    PullRequest,
+    check_compatible,
+    expected_bytes,
+    room,
+)
 from spinney.kv.transfer.wire import (
     VERSION,
     Done,
@@ -37,7 +44,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from spinney.kv.transfer.connector import BlockSource
+    from spinney.kv.transfer.connector import BlockSource, Taken
 
 CONNECT_TIMEOUT_S = 1.0
 """A peer that has not accepted by then counts as dead."""
@@ -68,10 +75,11 @@ class TcpConnector:
                 async with asyncio.timeout(ANSWER_TIMEOUT_S):
                     await send(sock, _pull_message(request, self._host))
                     ready = await expect(sock, Ready)
-                _check_size(request, ready)
+                _check(request, ready)
                 async with asyncio.timeout(TRANSFER_TIMEOUT_S):
                     mapped, data = await _fetch(sock, ready)
-            yield Pulled(data, ready.checksum, "tcp" if mapped is None else "shared-memory")
+            transport = "tcp" if mapped is None else "shared-memory"
+            yield Pulled(data, ready.checksum, transport, ready.layout)
             with contextlib.suppress(OSError):
                 await send(sock, Done(None))
         except HandoverError as error:
@@ -85,12 +93,14 @@ class TcpConnector:
                 mapped.close()
 
 
-def _check_size(request: PullRequest, ready: Ready) -> None:
-    # Before memory is taken: the number may be anything.
-    if request.num_bytes is not None and ready.num_bytes != request.num_bytes:
+def _check(request: PullRequest, ready: Ready) -> None:
+    # Before memory is taken: the numbers may be anything.
+    check_compatible(ready.layout, request.layout)
+    expected = expected_bytes(request, ready.layout)
+    if ready.num_bytes != expected:
         raise HandoverError(
             Failure.PROTOCOL,
-            f"{request.num_bytes} bytes were asked for, {ready.num_bytes} are announced",
+            f"{expected} bytes were asked for, {ready.num_bytes} are announced",
         )
 
 
@@ -100,8 +110,8 @@ def _pull_message(request: PullRequest, host: str) -> Pull:
         request.handle,
         request.layout,
         request.prompt,
-        request.first_block,
-        request.num_blocks,
+        request.span.first,
+        request.span.end,
         host,
     )
 
@@ -129,7 +139,7 @@ async def _fetch(sock: socket.socket, ready: Ready) -> tuple[shm.Segment | None,
         await send(sock, Opened(mapped is not None))
         if mapped is not None:
             return mapped, mapped.data
-    data = np.empty(ready.num_bytes, np.uint8)
+    data = room(ready.num_bytes)
     await receive_into(sock, data)
     return None, data
 
@@ -208,25 +218,24 @@ class TransferServer:
             Handle(message.handle),
             message.layout,
             message.prompt,
-            message.first_block,
-            message.num_blocks,
+            Span(message.first, message.end),
         )
         same_host = bool(self._host) and message.host == self._host
         staging = _Staging(self._segments if same_host else None)
         try:
-            total = await self._source.take(request, staging.allocate)
+            taken = await self._source.take(request, staging.allocate)
             failure: str | None = Failure.UNREACHABLE
             try:
-                failure = await _deliver(sock, staging, total)
+                failure = await _deliver(sock, staging, taken)
             finally:
                 self._source.ended(request, staging.num_bytes, failure)
         finally:
             staging.close()
 
 
-async def _deliver(sock: socket.socket, staging: _Staging, checksum: int) -> str | None:
+async def _deliver(sock: socket.socket, staging: _Staging, taken: Taken) -> str | None:
     loop = asyncio.get_running_loop()
-    await send(sock, Ready(staging.num_bytes, checksum, staging.address))
+    await send(sock, Ready(staging.num_bytes, taken.checksum, staging.address, taken.layout))
     if staging.address is None or not (await expect(sock, Opened)).ok:
         await loop.sock_sendall(sock, staging.data.data)
     done = await expect(sock, Done)
@@ -257,7 +266,7 @@ class _Staging:
         if self._segment is not None:
             self.data = self._segment.data[:num_bytes]
         else:
-            self.data = np.empty(num_bytes, np.uint8)
+            self.data = room(num_bytes)
         return self.data
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
+from spinney.kv.layout import KVLayout
 from spinney.kv.lease import Failure, HandoverError
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-VERSION = 1
+VERSION = 2
+"""Raise it when messages, or the meaning of the bytes of a layout, change."""
 MAX_MESSAGE_BYTES = 65_536
 """A longer message is a protocol error."""
 STALL_TIMEOUT_S = 2.0
@@ -33,23 +35,27 @@ STALL_TIMEOUT_S = 2.0
 
 
 class Pull(msgspec.Struct, tag="pull"):
-    """Asks for blocks; *host* is the reader's `host_identity` when it can map segments."""
+    """Asks for the KV of the tokens from *first* to before *end*.
+
+    *layout* is the reader's; *host* its `host_identity` when it can map segments.
+    """
 
     version: int
     handle: str
-    layout: str
+    layout: KVLayout
     prompt: str
-    first_block: int
-    num_blocks: int
+    first: int
+    end: int
     host: str
 
 
 class Ready(msgspec.Struct, tag="ready"):
-    """The blocks are copied out and come next, inline or in *segment*."""
+    """The blocks are copied out, of *layout*, and come next, inline or in *segment*."""
 
     num_bytes: int
     checksum: int
     segment: str | None
+    layout: KVLayout
 
 
 class Refused(msgspec.Struct, tag="refused"):
