@@ -281,7 +281,7 @@ def test_requests_beyond_the_queue_are_refused_with_429():
             assert [each.status for each in said] == [200, 200]
             assert (refused.status, refused.json["error"]["code"]) == (429, "queue_full")
             assert int(refused.headers["retry-after"]) >= 1
-            assert await world.metric("refusals_total", reason="queue_full") == 1
+            assert await world.metric("refusals_total", reason="queue_full", tenant="") == 1
             assert world.idle()
 
     asyncio.run(main())

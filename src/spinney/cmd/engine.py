@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from spinney.clock import Clock
     from spinney.engine.assembly import Engine
     from spinney.ids import IdSource
+    from spinney.tracing import Tracer
 
 EXAMPLES = """\b
 Examples:
@@ -57,9 +58,9 @@ def engine(**options: Any) -> None:
         torch_dtype=options["dtype"],
     )
 
-    def build(clock: Clock, ids: IdSource, timer: Callable[[], float]) -> Engine:
+    def build(clock: Clock, ids: IdSource, timer: Callable[[], float], tracer: Tracer) -> Engine:
         from spinney.engine.assembly import build_engine
 
-        return build_engine(settings, clock=clock, ids=ids, timer=timer)
+        return build_engine(settings, clock=clock, ids=ids, timer=timer, tracer=tracer)
 
     run_worker(options, build)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from spinney.clock import Clock
     from spinney.engine.assembly import Engine
     from spinney.ids import IdSource
+    from spinney.tracing import Tracer
 
 EXAMPLES = """\b
 Examples:
@@ -49,11 +50,11 @@ def mock(**options: Any) -> None:
     model = load_step_model(options["profile"])
     settings = worker_settings(options)
 
-    def build(clock: Clock, ids: IdSource, timer: Callable[[], float]) -> Engine:
+    def build(clock: Clock, ids: IdSource, timer: Callable[[], float], tracer: Tracer) -> Engine:
         from spinney.engine.mock.assembly import MockSettings, build_mock
         from spinney.perfmodel.step_model import Distance
 
         how = MockSettings(model, options["speed_up"], Distance[options["distance"].upper()])
-        return build_mock(settings, how, clock=clock, ids=ids, timer=timer)
+        return build_mock(settings, how, clock=clock, ids=ids, timer=timer, tracer=tracer)
 
     run_worker(options, build)

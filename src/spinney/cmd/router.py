@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 import click
 import uvicorn
 import uvloop
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 
 from spinney.api.core import Node, Pod
 from spinney.api.selectors import parse_labels
 from spinney.clock import SystemClock
+from spinney.cmd.traces import tracing
 from spinney.errors import BadInputError, SpinneyError
 from spinney.ids import RandomIds
 from spinney.kv.event_stream import subscribe
@@ -172,6 +173,12 @@ _deadline = click.FloatRange(min=0.001)
     "A request's own target is its header x-spinney-ttft-ms.",
 )
 @click.option("--seed", type=int, help="Makes the choice between equals repeatable.")
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    help="A finished request is a line at info.",
+)
 @click.option("--log-json", is_flag=True, help="Log as JSON.")
 def router(**flags: Any) -> None:
     """Route requests to prefill and decode workers, as OpenAI's API.
@@ -180,7 +187,7 @@ def router(**flags: Any) -> None:
     --selector, or those that --worker names.
     """
     options = Options(**flags)
-    configure(json=options.log_json)
+    configure(level=options.log_level, json=options.log_json)
     options.check()
     listener = listen(options.host, options.port, options.idle_deadline)
     with listener:
@@ -214,6 +221,7 @@ class Options:
     queue_deadline: float
     ttft_target_ms: float | None
     seed: int | None
+    log_level: str
     log_json: bool
 
     def check(self) -> None:
@@ -284,24 +292,28 @@ def listen(host: str, port: int, unread_s: float) -> socket.socket:
 
 async def run(options: Options, listener: socket.socket) -> None:
     """Serve on *listener* until SIGTERM or SIGINT, and drain."""
-    limits = options.limits()
     rng = random.Random(options.seed)
-    async with _source(options, rng) as source, HttpUpstream(limits) as upstream:
-        built = assemble(
-            source,
-            upstream,
-            limits=limits,
-            policy=options.policy(),
-            rng=rng,
-            clock=SystemClock(),
-            ids=RandomIds(random.Random(rng.getrandbits(128))),
-            registry=CollectorRegistry(),
-            subscribe=_subscriber(),
-            tokenizers=_tokenizers(options.tokenizers),
-        )
-        host, port = listener.getsockname()[:2]
-        log.info("router listening", url=f"http://{host}:{port}")
-        await serve(built, listener)
+    clock, registry = SystemClock(), CollectorRegistry()
+    ProcessCollector(registry=registry)
+    with tracing("spinney-router", clock) as tracer:
+        limits = options.limits()
+        async with _source(options, rng) as source, HttpUpstream(limits) as upstream:
+            built = assemble(
+                source,
+                upstream,
+                limits=limits,
+                policy=options.policy(),
+                rng=rng,
+                clock=clock,
+                ids=RandomIds(random.Random(rng.getrandbits(128))),
+                registry=registry,
+                subscribe=_subscriber(),
+                tokenizers=_tokenizers(options.tokenizers),
+                tracer=tracer,
+            )
+            host, port = listener.getsockname()[:2]
+            log.info("router listening", url=f"http://{host}:{port}")
+            await serve(built, listener)
 
 
 def _subscriber() -> Subscribe:

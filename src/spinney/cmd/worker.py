@@ -19,6 +19,7 @@ import click
 
 from spinney import log as logs
 from spinney.clock import SystemClock
+from spinney.cmd.traces import tracing
 from spinney.ids import RandomIds
 
 if TYPE_CHECKING:
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
     from spinney.clock import Clock
     from spinney.engine.assembly import Engine, EngineSettings
     from spinney.ids import IdSource
+    from spinney.tracing import Tracer
 
-    Build = Callable[[Clock, IdSource, Callable[[], float]], Engine]
+    Build = Callable[[Clock, IdSource, Callable[[], float], Tracer], Engine]
 
 HTTP_SHUTDOWN_S = 5
 """How long connections may take to end after the engine is drained."""
@@ -160,22 +162,24 @@ async def _serve(build: Build, process: Process) -> None:
     log = logs.get_logger("engine")
     listener = listen(process.host, process.port, advice="give a free --port")
     disable_created_metrics()  # type: ignore[no-untyped-call]
-    built = build(SystemClock(), RandomIds(), time.perf_counter)
-    port = listener.getsockname()[1]
-    log.info(
-        "engine ready",
-        url=f"http://{process.host}:{port}",
-        engine_id=built.settings.engine_id,
-        model=built.model.names[0],
-        role=built.settings.role,
-        kv_port=built.transfer.port if built.transfer else None,
-        blocks=built.core.pool.capacity,
-        max_model_len=built.model.limits.max_model_len,
-    )
-    try:
-        await _run(built, listener, process)
-    finally:
-        built.close()
+    clock = SystemClock()
+    with tracing("spinney-worker", clock) as tracer:
+        built = build(clock, RandomIds(), time.perf_counter, tracer)
+        port = listener.getsockname()[1]
+        log.info(
+            "engine ready",
+            url=f"http://{process.host}:{port}",
+            engine_id=built.settings.engine_id,
+            model=built.model.names[0],
+            role=built.settings.role,
+            kv_port=built.transfer.port if built.transfer else None,
+            blocks=built.core.pool.capacity,
+            max_model_len=built.model.limits.max_model_len,
+        )
+        try:
+            await _run(built, listener, process)
+        finally:
+            built.close()
     log.info("engine stopped")
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry
 
 from spinney.engine.answers import Endpoint
+from spinney.engine.call_trace import CallTracer
 from spinney.engine.checkpoint import load_checkpoint, read_json
 from spinney.engine.core import CoreConfig, EngineCore
 from spinney.engine.engine_metrics import EngineMetrics
@@ -30,6 +31,7 @@ from spinney.errors import BadInputError
 from spinney.kv.event_stream import EventPublisher
 from spinney.kv.lease import Handle
 from spinney.kv.transfer.tcp import TcpConnector, TransferServer
+from spinney.tracing import NO_TRACER, Tracer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -152,6 +154,7 @@ def build_engine(
     timer: Callable[[], float],
     registry: CollectorRegistry | None = None,
     connector: Connector | None = None,
+    tracer: Tracer = NO_TRACER,
 ) -> Engine:
     """Load the model and build the engine; needs a running loop. Raises BadInputError."""
     directory = model_directory(settings.model)
@@ -171,7 +174,9 @@ def build_engine(
         turns=WorkerThread(f"engine-{settings.engine_id}"),
         connector=connector or TcpConnector(shared_memory=settings.kv_shared_memory),
     )
-    return assemble(settings, backend, clock=clock, ids=ids, timer=timer, registry=registry)
+    return assemble(
+        settings, backend, clock=clock, ids=ids, timer=timer, registry=registry, tracer=tracer
+    )
 
 
 def assemble(
@@ -183,6 +188,7 @@ def assemble(
     timer: Callable[[], float],
     registry: CollectorRegistry | None = None,
     events: EventSink | None = None,
+    tracer: Tracer = NO_TRACER,
 ) -> Engine:
     """Build an engine around *backend*; needs a running loop.
 
@@ -216,7 +222,16 @@ def assemble(
         endpoint=_endpoint(settings, transfer),
         engine_id=settings.engine_id,
     )
-    app = EngineApp(service, backend.tokenizer, model, registry=registry, clock=clock, ids=ids)
+    traces = CallTracer(tracer, timer, engine_id=settings.engine_id, role=settings.role)
+    app = EngineApp(
+        service,
+        backend.tokenizer,
+        model,
+        registry=registry,
+        clock=clock,
+        ids=ids,
+        traces=traces,
+    )
     return Engine(settings, service, core, app, transfer, publisher, backend, model)
 
 

@@ -451,6 +451,7 @@ class EngineCore:
         lease = self._leased(sequence, reason)
         self._remove(sequence)
         sequence.state = State.FINISHED
+        sequence.end_reason = reason
         cached = sequence.cached_tokens + sequence.pulled_tokens
         finished = Finished(reason, text, stop, lease, sequence.handover, cached, error)
         self._ended.append((sequence, finished))

@@ -118,6 +118,7 @@ class Sequence:
     cached_tokens: int = 0
     pulled_tokens: int = 0
     handover: Handover | None = None
+    end_reason: FinishReason | None = None
     updates: deque[Update] = field(default_factory=deque)
     on_update: Callable[[], None] = _nobody
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from spinney.clock import Clock
     from spinney.engine.answers import Endpoint, Shape
+    from spinney.engine.call_trace import CallTracer
     from spinney.engine.protocol import GenerationRequest
     from spinney.engine.request import RemotePrefill
     from spinney.engine.service import EngineService, Stream
@@ -102,8 +103,10 @@ class EngineApp:
         registry: CollectorRegistry,
         clock: Clock,
         ids: IdSource,
+        traces: CallTracer,
     ) -> None:
         self._service = service
+        self._traces = traces
         self._tokenizer = tokenizer
         self._model = model
         self._registry = registry
@@ -234,7 +237,7 @@ class EngineApp:
         call = self._call(
             "cmpl", scope, request, prompts, shape, (request.max_tokens, default), request.logprobs
         )
-        await self._generate(call, receive, send)
+        await self._generate(call, scope, receive, send)
 
     async def _chat(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = protocol.decode(await _body(receive), protocol.ChatRequest)
@@ -251,7 +254,7 @@ class EngineApp:
         wanted = request.max_completion_tokens or request.max_tokens
         logprobs = (request.top_logprobs or 0) if request.logprobs else None
         call = self._call("chatcmpl", scope, request, [prompt], shape, (wanted, None), logprobs)
-        await self._generate(call, receive, send)
+        await self._generate(call, scope, receive, send)
 
     def _shape(self, kind: type[Shape], request: GenerationRequest) -> Shape:
         return kind(
@@ -341,8 +344,15 @@ class EngineApp:
             return None, True
         return protocol.remote_prefill(params), False
 
-    async def _generate(self, call: Call, receive: Receive, send: Send) -> None:
+    async def _generate(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
         streams = self._service.submit(call.requests)
+        path, headers = scope["path"], scope["headers"]
+        with self._traces.call(path, headers, call.model, call.requests, streams):
+            await self._answered(call, streams, receive, send)
+
+    async def _answered(
+        self, call: Call, streams: list[Stream], receive: Receive, send: Send
+    ) -> None:
         watcher = asyncio.create_task(self._abort_when_gone(receive, call))
         try:
             if call.stream:

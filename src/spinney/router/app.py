@@ -20,8 +20,10 @@ from spinney.metrics import CONTENT_TYPE, exposition
 from spinney.router import openai
 from spinney.router.admission import Claim
 from spinney.router.relay import ClientStalledError, Headers, Reply
+from spinney.router.request_trace import OPERATIONS, RequestTrace
 from spinney.router.serving import RETRY_AFTER_S, Outcome, Run, Serving, request_id_headers
 from spinney.router.stories import Stories, Story
+from spinney.tracing import NO_TRACER, Tracer, trace_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -71,6 +73,7 @@ class RouterApp:
         registry: CollectorRegistry,
         clock: Clock,
         ids: IdSource,
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         self._serving = serving
         self._table = table
@@ -80,6 +83,7 @@ class RouterApp:
         self._registry = registry
         self._clock = clock
         self._ids = ids
+        self._tracer = tracer
         self._created_s = int(clock.now())
         self._running: set[asyncio.Task[Any]] = set()
         self._idle = asyncio.Event()
@@ -169,28 +173,41 @@ class RouterApp:
         came_s = asyncio.get_running_loop().time()
         request_id, forwarded = self._read_headers(headers)
         story = Story(request_id, path, "", 0, stream=False, came_at=self._clock.now())
+        with self._tracer.begin(OPERATIONS[path], forwarded) as span:
+            trace = RequestTrace(span)
+            story.trace_id = span.trace_id or trace_id_of(forwarded)
+            run = await self._read(story, forwarded, receive, reply)
+            if isinstance(run, Run):
+                run.came_s, run.trace = came_s, trace
+                trace.read(run.inbound)
+                run = await self._tracked(run, receive)
+            story.outcome = run.value
+            self._ended(story, came_s)
+            trace.over(story, reply.status)
+
+    async def _read(
+        self, story: Story, forwarded: dict[str, str], receive: Receive, reply: Reply
+    ) -> Run | Outcome:
+        """Return the request that is to be served, or what became of it."""
         if self.draining:
-            await _error(reply, 503, "the router is shutting down; try again", _retry(request_id))
-            self._ended(path, story, Outcome.DRAINING, came_s)
-            return
+            await _error(reply, 503, "the router is shutting down; try again", _retry(story.id))
+            return Outcome.DRAINING
         try:
             body = await self._read_body(receive)
             if body is None:
-                return
-            inbound = openai.read_request(path, body)
+                return Outcome.DISCONNECTED
+            inbound = openai.read_request(story.path, body)
             claim = read_claim(forwarded, self._limits.ttft_target_ms)
         except BodyTooLargeError:
             most = self._limits.max_request_bytes
             message = f"the request body has more than {most} bytes"
-            await _error(reply, 413, message, request_id_headers(request_id))
-            self._ended(path, story, Outcome.BAD_REQUEST, came_s)
-            return
+            await _error(reply, 413, message, request_id_headers(story.id))
+            return Outcome.BAD_REQUEST
         except BadInputError as error:
-            await _error(reply, 400, str(error), request_id_headers(request_id))
-            self._ended(path, story, Outcome.BAD_REQUEST, came_s)
-            return
-        run = Run(request_id, inbound, forwarded, reply, story, came_s, claim)
-        self._ended(path, story, await self._tracked(run, receive), came_s)
+            await _error(reply, 400, str(error), request_id_headers(story.id))
+            return Outcome.BAD_REQUEST
+        story.tenant = claim.tenant
+        return Run(story.id, inbound, forwarded, reply, story, 0.0, claim)
 
     async def _tracked(self, run: Run, receive: Receive) -> Outcome:
         """Serve *run* as one of the running requests, until its end or its client's."""
@@ -283,11 +300,11 @@ class RouterApp:
             if not message.get("more_body", False):
                 return b"".join(parts)
 
-    def _ended(self, path: str, story: Story, outcome: Outcome, came_s: float) -> None:
-        story.outcome = outcome.value
-        self._metrics.requests.labels(path, outcome.value).inc()
+    def _ended(self, story: Story, came_s: float) -> None:
         took_s = asyncio.get_running_loop().time() - came_s
-        self._metrics.duration.observe(took_s)
+        story.duration_ms = round(1000 * took_s, 3)
+        self._metrics.ended(story, took_s)
+        log.info("request", **log_fields(story))
 
     # Shutting down
 
@@ -326,6 +343,34 @@ class _Disconnect:
         if not self._reply.finished:
             self.gone = True
             self._task.cancel()
+
+
+def log_fields(story: Story) -> dict[str, object]:
+    """Return what the log says of a request that has ended; neither prompt nor answer.
+
+    What is not known is left out.
+    """
+    known: dict[str, object] = {
+        "request": story.id,
+        "trace": story.trace_id or None,
+        "path": story.path,
+        "model": story.model or None,
+        "tenant": story.tenant or None,
+        "outcome": story.outcome,
+        "stream": story.stream,
+        "mode": story.mode or None,
+        "prefill_worker": story.prefill_worker or None,
+        "decode_worker": story.decode_worker or None,
+        "queue_ms": story.queue_ms,
+        "ttft_ms": story.ttft_ms,
+        "duration_ms": story.duration_ms,
+        "input_tokens": story.input_tokens,
+        "output_tokens": story.output_tokens,
+        "cached_tokens": story.cached_tokens,
+        "attempts": story.attempts,
+        "migrations": story.migrations,
+    }
+    return {name: value for name, value in known.items() if value is not None}
 
 
 def read_claim(headers: Mapping[str, str], ttft_ms: float | None) -> Claim:

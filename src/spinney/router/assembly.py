@@ -17,6 +17,7 @@ from spinney.router.serving import Serving
 from spinney.router.stories import Stories
 from spinney.router.table import ModelProbe, WorkerTable
 from spinney.router.upstream import Upstream
+from spinney.tracing import NO_TRACER, Tracer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -69,6 +70,7 @@ def assemble(
     registry: CollectorRegistry,
     subscribe: Subscribe | None = None,
     tokenizers: Mapping[str, PromptTokenizer] | None = None,
+    tracer: Tracer = NO_TRACER,
 ) -> Router:
     """Return a router for the workers of *source*. Called on the loop that it will run on.
 
@@ -115,5 +117,6 @@ def assemble(
         registry=registry,
         clock=clock,
         ids=ids,
+        tracer=tracer,
     )
     return Router(app, serving, table, ledger, cache, blocks, feeds)

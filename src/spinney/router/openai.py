@@ -99,6 +99,8 @@ class Inbound:
     wants_token_ids: bool = False
     wants_usage: bool = False
     """Whether a stream is to end with the token counts."""
+    counts_hidden: bool = False
+    """Whether the router asks for them in its own name, and the client is not to see them."""
 
     @property
     def stream_ends(self) -> tuple[bytes, ...]:
@@ -134,6 +136,7 @@ def read_request(path: str, body: bytes) -> Inbound:
         migratable=splittable and bool(fields.stream) and not _reports_probabilities(fields),
         wants_token_ids=bool(fields.return_token_ids),
         wants_usage=bool(fields.stream_options and fields.stream_options.include_usage),
+        counts_hidden=wanted != "input" and bool(fields.stream) and fields.stream_options is None,
     )
 
 
@@ -198,6 +201,23 @@ def traced_body(body: bytes) -> bytes:
     return body.rstrip()[:-1] + b',"return_token_ids":true,"return_prompt_token_ids":false}'
 
 
+def counted_body(body: bytes) -> bytes:
+    """Return the request with the token counts asked for at the end of its stream.
+
+    *body* is an object without ``stream_options``; it is not parsed.
+    """
+    return body.rstrip()[:-1] + b',"stream_options":{"include_usage":true}}'
+
+
+_COUNTS = re.compile(rb'data: \{[^\r\n]*"choices":\s?\[\],\s?"usage":[^\r\n]*\}\r?\n\r?\n')
+
+
+def without_counts(events: bytes) -> bytes:
+    """Return whole *events* without the token counts that a client did not ask for."""
+    events = events.replace(b',"usage":null', b"")
+    return _COUNTS.sub(b"", events) if b'"usage":' in events else events
+
+
 def resume_body(body: bytes, tokens: Sequence[int]) -> bytes:
     """Return the request for what follows *tokens* of the answer."""
     members: dict[str, Any] = dict(_members.decode(body))
@@ -212,6 +232,7 @@ class Usage(msgspec.Struct):
     """What a worker says of a prompt."""
 
     prompt_tokens: int = 0
+    completion_tokens: int = 0
     prompt_tokens_details: _PromptDetails | None = None
 
     @property
@@ -268,6 +289,7 @@ class HandoverReport(msgspec.Struct):
     outcome: str = ""
     bytes_pulled: int = 0
     seconds: float = 0.0
+    failure: str | None = None
 
 
 _KV_MEMBER = b'"kv_transfer_params":{'

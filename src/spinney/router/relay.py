@@ -11,7 +11,7 @@ import asyncio
 from typing import TYPE_CHECKING, Literal, Self
 
 from spinney.errors import SpinneyError
-from spinney.router.openai import DONE, read_error
+from spinney.router.openai import DONE, read_error, without_counts
 from spinney.router.upstream import Answer, FailureKind, WorkerFailure
 from spinney.router.workers import Stage
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
     from typing import Any
 
-    from spinney.router.metrics import RouterMetrics
+    from spinney.router.metrics import FastHistogram, RouterMetrics
     from spinney.router.migration import Journal
     from spinney.router.workers import Worker
 
@@ -38,17 +38,20 @@ class ClientStalledError(SpinneyError):
 class Reply:
     """The answer to one client."""
 
-    __slots__ = ("_send", "finished", "started")
+    __slots__ = ("_send", "finished", "started", "status")
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self.started = False
         """Whether the client has been told a status, so that there is no other way any more."""
         self.finished = False
+        self.status = 0
+        """What the client was told."""
 
     async def start(self, status: int, headers: Headers) -> None:
         """Send the status line and headers of a stream."""
         self.started = True
+        self.status = status
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def more(self, chunk: bytes) -> None:
@@ -130,14 +133,17 @@ class EventRelay:
         reply: Reply,
         metrics: RouterMetrics,
         *,
+        itl: FastHistogram,
         idle_s: float,
         most_held: int,
         ends: tuple[bytes, ...] = (DONE,),
         journal: Journal | None = None,
+        hide_counts: bool = False,
     ) -> None:
         """One of *ends* is in the last event of a complete stream.
 
-        *journal* takes down what is sent, so that another worker can go on.
+        *journal* takes down what is sent, so that another worker can go on. *hide_counts*: the
+        token counts at the end are the router's to know.
         """
         self._worker = worker
         self._answer = answer
@@ -147,10 +153,16 @@ class EventRelay:
         self._most_held = most_held
         self._ends = ends
         self._journal = journal
+        self._itl = itl
+        self._hide_counts = hide_counts
         self.events = 0
         """Events sent so far."""
-        self.end = b""
-        """The last bytes sent: the last two chunks at least."""
+        self._tail = (b"", b"", b"")
+
+    @property
+    def end(self) -> bytes:
+        """The last chunks that came, three at least: they tell counts and the hand-over."""
+        return b"".join(self._tail)
 
     async def first(self) -> bytes:
         """Return the first bytes, a whole line at least; raise WorkerFailure."""
@@ -183,12 +195,16 @@ class EventRelay:
     async def _pump(self, chunk: bytes, watch: IdleWatch) -> None:
         reply, metrics, journal = self._reply, self._metrics, self._journal
         held = last = b""
+        tail = self._tail
         before_s = watch.moved()
         while chunk:
             now_s = watch.moved()
             whole, held = split_events(held + chunk if held else chunk)
             if whole:
-                self.end, last = last + whole, whole
+                last = whole
+                self._tail = tail = (tail[1], tail[2], whole)
+                if self._hide_counts:
+                    whole = without_counts(whole)
                 failed = None
                 if journal is not None:
                     if _ERROR in whole:
@@ -196,7 +212,7 @@ class EventRelay:
                     whole = journal.passed(whole)
                 events = whole.count(_END)
                 if self.events and events:
-                    metrics.itl.observe((now_s - before_s) / events, events)
+                    self._itl.observe((now_s - before_s) / events, events)
                 self.events += events
                 metrics.streamed_events += events
                 before_s = now_s

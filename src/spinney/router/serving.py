@@ -27,6 +27,7 @@ from spinney.router.migration import RESUMED_HEADER, DivergedError, Journal
 from spinney.router.picker import Ask, Choice, Mode, Nobody, Pick, Policy, View, pick, pick_prefill
 from spinney.router.prompt_tokens import prompt_tokens
 from spinney.router.relay import ClientStalledError, EventRelay, Headers, Reply
+from spinney.router.request_trace import RequestTrace, handover_attributes
 from spinney.router.upstream import FailureKind, Upstream, WorkerFailure, read_all
 from spinney.router.workers import Stage, Worker
 
@@ -36,10 +37,11 @@ if TYPE_CHECKING:
 
     from spinney.router.cache_view import CacheView
     from spinney.router.limits import Limits
-    from spinney.router.metrics import RouterMetrics
+    from spinney.router.metrics import ModelFigures, RouterMetrics
     from spinney.router.prompt_tokens import PromptTokenizer
     from spinney.router.stories import Stories, Story
     from spinney.router.table import WorkerTable
+    from spinney.tracing import Span
 
 log = get_logger("router")
 
@@ -83,6 +85,7 @@ class Run:
     came_s: float
     """By the loop's clock."""
     claim: Claim = field(default_factory=Claim)
+    trace: RequestTrace = field(default_factory=RequestTrace)
     found: dict[str, int] = field(default_factory=dict)
     """Prompt tokens that each worker seems to have computed before."""
     cached: dict[str, int] = field(default_factory=dict)
@@ -110,10 +113,10 @@ class Run:
             local=self.local,
         )
 
-    def upstream_headers(self) -> dict[str, str]:
-        """Return the headers of the next request; each attempt has an id of its own."""
+    def upstream_headers(self, span: Span) -> dict[str, str]:
+        """Return the headers of what is asked within *span*; each attempt has an id of its own."""
         suffix = f".{self.attempt}" if self.attempt > 1 else ""
-        return {**self.headers, "x-request-id": self.id + suffix}
+        return span.carry({**self.headers, "x-request-id": self.id + suffix})
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,10 +191,21 @@ class Serving:
             if gate is None or not self._capacity(run.inbound.model):
                 return await self._serve(run)
             async with gate.passed(run.claim, run.inbound.prompt_tokens):
-                self._metrics.queue_wait.observe(_now() - run.came_s)
+                self._let_in(run)
                 return await self._serve(run)
         except RefusedError as error:
             return await self._refuse(run, error)
+        finally:
+            _settle(run)
+
+    def _let_in(self, run: Run) -> None:
+        waited_s = _now() - run.came_s
+        run.story.queue_ms = round(1000 * waited_s, 3)
+        self._figures(run).queue_wait.observe(waited_s)
+        run.trace.queued(waited_s)
+
+    def _figures(self, run: Run) -> ModelFigures:
+        return self._metrics.of(run.inbound.model)
 
     def waiting(self, model: str) -> int:
         """Return how many requests for *model* wait for their turn."""
@@ -233,7 +247,9 @@ class Serving:
             raise too_late(wanted_ms, expected_ms)
 
     async def _refuse(self, run: Run, error: RefusedError) -> Outcome:
-        self._metrics.refusals.labels(error.code).inc()
+        self._metrics.refused(error.code, run.claim.tenant)
+        if not run.attempt:
+            run.trace.queued(_now() - run.came_s, error.code)
         self._note(run, "refused", code=error.code, detail=str(error))
         headers = [
             (b"content-type", b"application/json"),
@@ -253,10 +269,11 @@ class Serving:
             run.attempt += 1
             last = run.attempt > 1 and run.attempt >= self._limits.max_attempts
             run.local = last or run.reply.started
+            began_s = _now()
             choice = pick(run.ask(), self.view(), self._policy, self._rng)
             if isinstance(choice, Nobody):
                 return await self._nobody(run, choice)
-            self._note_choice(run, choice)
+            self._note_choice(run, choice, _now() - began_s)
             self._in_time(run, choice)
             try:
                 return await self._attempt(run, choice)
@@ -332,13 +349,16 @@ class Serving:
         uncached = max(1, inbound.prompt_tokens - run.cached.get(worker.name, 0))
         self._cache.routed(worker.name, inbound, began_s)
         body = openai.prefill_body(inbound.body)
-        with self._ledger.work(worker, Stage.PREFILL, prefill_tokens=uncached):
+        with (
+            self._ledger.work(worker, Stage.PREFILL, prefill_tokens=uncached),
+            run.trace.asking("prefill", worker) as span,
+        ):
             deadline_s = self._limits.prefill_deadline(inbound.prompt_tokens)
             async with _within(deadline_s, worker, Stage.PREFILL):
-                answered = await self._whole_answer(run, worker, Stage.PREFILL, body)
+                answered = await self._whole_answer(run, worker, Stage.PREFILL, body, span)
         took_s = _now() - began_s
         self._faults.succeeded(worker.name)
-        self._metrics.prefill.observe(took_s)
+        self._figures(run).prefill.observe(took_s)
         try:
             handle, usage = openai.handle_of(answered.body)
         except msgspec.DecodeError as error:
@@ -355,26 +375,27 @@ class Serving:
         body = run.inbound.body
         if served.handover is not None:
             body = openai.decode_body(body, served.handover.handle)
-        if run.inbound.stream:
-            await self._stream(run, served, work, body)
-        else:
-            worker = served.decode
+        worker = served.decode
+        with run.trace.asking("decode", worker) as span:
+            if run.inbound.stream:
+                await self._stream(run, served, work, body, span)
+                return Outcome.OK
             async with _within(self._limits.response_deadline_s, worker, Stage.DECODE):
-                answered = await self._whole_answer(run, worker, Stage.DECODE, body)
-            self._first_byte(run, served, work)
-            self._decode_ended(run, served, answered.body)
-            headers = _answer_headers(answered.headers) + served.headers(run.id)
-            await self._send_whole(run, answered.status, headers, answered.body)
+                answered = await self._whole_answer(run, worker, Stage.DECODE, body, span)
+            self._first_byte(run, served, work, span)
+            self._decode_ended(run, served, answered.body, span)
+        headers = _answer_headers(answered.headers) + served.headers(run.id)
+        await self._send_whole(run, answered.status, headers, answered.body)
         return Outcome.OK
 
-    async def _stream(self, run: Run, served: Served, work: Work, body: bytes) -> None:
+    async def _stream(self, run: Run, served: Served, work: Work, body: bytes, span: Span) -> None:
         worker, limits = served.decode, self._limits
         answer = None
         body = self._stream_body(run, body)
         try:
             deadline_s = limits.first_byte_deadline(run.inbound.prompt_tokens)
             async with _within(deadline_s, worker, Stage.DECODE):
-                path, headers = run.inbound.path, run.upstream_headers()
+                path, headers = run.inbound.path, run.upstream_headers(span)
                 answer = await self._upstream.open(worker, Stage.DECODE, path, headers, body)
                 if answer.status != 200:
                     said = await read_all(answer, worker, Stage.DECODE, limits.max_answer_bytes)
@@ -386,23 +407,25 @@ class Serving:
                     answer,
                     run.reply,
                     self._metrics,
+                    itl=self._figures(run).itl,
                     idle_s=limits.idle_stream_deadline_s,
                     most_held=limits.max_event_bytes,
                     ends=run.inbound.stream_ends,
                     journal=run.journal,
+                    hide_counts=run.inbound.counts_hidden,
                 )
                 first = await relay.first()
             _raise_first_error(first, worker)
             if run.reply.started:
                 self._goes_on(run, served, work, answer.headers, first)
             else:
-                self._first_byte(run, served, work)
+                self._first_byte(run, served, work, span)
                 if run.journal is not None:
                     run.journal.begin(first)
                 head = [*_answer_headers(answer.headers), (b"cache-control", b"no-cache")]
                 await run.reply.start(200, head + served.headers(run.id))
             await relay.run(first)
-            self._decode_ended(run, served, relay.end)
+            self._decode_ended(run, served, relay.end, span)
         finally:
             if answer is not None:
                 answer.close()
@@ -410,6 +433,8 @@ class Serving:
     def _stream_body(self, run: Run, body: bytes) -> bytes:
         """Return *body* with what migration needs: token ids, and those that were sent."""
         inbound = run.inbound
+        if inbound.counts_hidden:
+            body = openai.counted_body(body)
         if not inbound.migratable or not self._limits.max_migrations:
             return body
         if not inbound.wants_token_ids:
@@ -435,8 +460,10 @@ class Serving:
         sent = len(run.journal.tokens)
         self._note(run, "migrated", worker=served.decode.name, resumed=resumed, tokens_sent=sent)
 
-    async def _whole_answer(self, run: Run, worker: Worker, stage: Stage, body: bytes) -> _Answered:
-        headers = run.upstream_headers()
+    async def _whole_answer(
+        self, run: Run, worker: Worker, stage: Stage, body: bytes, span: Span
+    ) -> _Answered:
+        headers = run.upstream_headers(span)
         answer = await self._upstream.open(worker, stage, run.inbound.path, headers, body)
         try:
             said = await read_all(answer, worker, stage, self._limits.max_answer_bytes)
@@ -446,7 +473,7 @@ class Serving:
             raise WorkerFailure.refusal(worker, stage, answer.status, said, answer.headers)
         return _Answered(answer.status, answer.headers, said)
 
-    def _first_byte(self, run: Run, served: Served, work: Work) -> None:
+    def _first_byte(self, run: Run, served: Served, work: Work, span: Span) -> None:
         work.prefilled()
         worker = served.decode
         self._faults.succeeded(worker.name)
@@ -456,14 +483,19 @@ class Serving:
         ttft_s = now_s - run.came_s
         if run.attempt == 1 and run.inbound.stream:
             self._forecast.observe(run.expected, 1000 * (now_s - run.chosen_s))
-        self._metrics.ttft.observe(ttft_s)
+        self._figures(run).ttft.observe(ttft_s)
+        story = run.story
+        story.ttft_ms, story.mode = round(1000 * ttft_s, 3), served.mode.value
+        story.decode_worker = worker.name
+        story.prefill_worker = served.handover.worker.name if served.handover else ""
+        span.event("first byte")
         self._note(run, "first byte", worker=worker.name, mode=served.mode.value)
 
     def _audit(self, run: Run, worker: Worker, usage: openai.Usage | None) -> int | None:
         """Compare what *worker* found in its cache with what was thought; return its figure."""
         if usage is None or usage.cached_tokens is None or usage.prompt_tokens <= 0:
             return None
-        self._metrics.cached_tokens.inc(max(0, usage.cached_tokens))
+        run.story.cached_tokens = usage.cached_tokens
         thought = run.found.get(worker.name, 0) / run.inbound.prompt_tokens
         real = usage.cached_tokens / usage.prompt_tokens
         if thought > 0:
@@ -472,15 +504,20 @@ class Serving:
             self._metrics.audits.labels("wrong" if after < before else "right").inc()
         return usage.cached_tokens
 
-    def _decode_ended(self, run: Run, served: Served, end: bytes) -> None:
+    def _decode_ended(self, run: Run, served: Served, end: bytes, span: Span) -> None:
+        usage = openai.usage_of(end)
+        if usage is not None:
+            story = run.story
+            story.input_tokens, story.output_tokens = usage.prompt_tokens, usage.completion_tokens
         if served.handover is None:
             if run.migrations == 0:
-                self._audit(run, served.decode, openai.usage_of(end))
+                self._audit(run, served.decode, usage)
             return
         report = openai.handover_report(end)
         self._metrics.handover_ended(report)
         if report is not None:
             self._note(run, "handed over", report=report)
+            span.event("handed over", handover_attributes(report))
 
     # Failures
 
@@ -493,6 +530,7 @@ class Serving:
                 return Outcome.OK
             if self._may_migrate(run):
                 self._metrics.retries.labels("migration", failure.cause).inc()
+                run.trace.again("migration", failure)
                 return None
             return await self._break_off(run, str(failure))
         if failure.clients_fault:
@@ -502,6 +540,7 @@ class Serving:
             await self._pass_on(run, failure)
             return Outcome.FAILED
         self._metrics.retries.labels(Stage.DECODE.value, failure.cause).inc()
+        run.trace.again("retry", failure)
         return None
 
     def _blame(self, run: Run, failure: WorkerFailure) -> None:
@@ -597,7 +636,8 @@ class Serving:
 
     # Notes
 
-    def _note_choice(self, run: Run, choice: Choice) -> None:
+    def _note_choice(self, run: Run, choice: Choice, took_s: float) -> None:
+        run.trace.picked(choice, run.attempt, took_s)
         self._metrics.picks.labels(Stage.DECODE.value, choice.decode.reason).inc()
         if choice.prefill is not None:
             self._metrics.picks.labels(Stage.PREFILL.value, choice.prefill.reason).inc()
@@ -618,6 +658,15 @@ def request_id_headers(request_id: str) -> Headers:
     """Return the headers by which an answer says which request it is to."""
     value = request_id.encode()
     return [(b"x-request-id", value), (b"x-spinney-request-id", value)]
+
+
+def _settle(run: Run) -> None:
+    """Note what came of *run*, also where its stream broke off or its client went away."""
+    story = run.story
+    story.attempts, story.migrations = run.attempt, run.migrations
+    if story.output_tokens is None and run.journal is not None:
+        run.journal.read()
+        story.output_tokens = len(run.journal.tokens) or None
 
 
 def _all_is_sent(run: Run) -> bool:

@@ -40,6 +40,22 @@ class Story:
     steps: list[Step] = field(default_factory=list)
     outcome: str = "running"
     steps_dropped: int = 0
+    trace_id: str = ""
+    """Empty when neither the client nor this process traces."""
+    tenant: str = ""
+    mode: str = ""
+    prefill_worker: str = ""
+    decode_worker: str = ""
+    """Who sent its first byte; those that went on with the stream are in the steps."""
+    queue_ms: float = 0.0
+    ttft_ms: float | None = None
+    duration_ms: float | None = None
+    input_tokens: int | None = None
+    """As the worker counted them; None where it did not say."""
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
+    attempts: int = 0
+    migrations: int = 0
 
     def encode(self) -> bytes:
         """Return it as JSON."""

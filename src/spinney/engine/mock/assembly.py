@@ -19,6 +19,7 @@ from spinney.engine.tokenizer import load_tokenizer
 from spinney.errors import BadInputError
 from spinney.kv.transfer.tcp import TcpConnector
 from spinney.perfmodel.step_model import Distance
+from spinney.tracing import NO_TRACER, Tracer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,6 +63,7 @@ def build_mock(
     timer: Callable[[], float],
     registry: CollectorRegistry | None = None,
     events: EventSink | None = None,
+    tracer: Tracer = NO_TRACER,
 ) -> Engine:
     """Build a mock engine; needs a running loop. Raises BadInputError."""
     settings = replace(settings, max_model_len=settings.max_model_len or DEFAULT_MODEL_LEN)
@@ -86,7 +88,14 @@ def build_mock(
         serves_pulls=mock.in_memory is None,
     )
     engine = assemble(
-        settings, backend, clock=clock, ids=ids, timer=timer, registry=registry, events=events
+        settings,
+        backend,
+        clock=clock,
+        ids=ids,
+        timer=timer,
+        registry=registry,
+        events=events,
+        tracer=tracer,
     )
     if mock.in_memory is not None and settings.role != "decode":
         mock.in_memory[settings.kv_host, settings.kv_port] = engine.service
