@@ -33,6 +33,7 @@ class SchedulerConfig:
     )
     """A node is counted under the first filter that refuses it."""
     scores: tuple[tuple[str, float], ...] = (
+        ("nominated-node", 10_000.0),
         ("preferred-affinity", 1000.0),
         ("topology-spread", 500.0),
         ("resource-type", 100.0),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -76,7 +76,7 @@ def floor_demand(session: Session, gang: Gang) -> Demand | None:
     and has the others as its alternatives.
     """
     found: dict[int, Demand] = {}
-    for leaves in itertools.islice(_choices(gang.root), MAX_CHOICES):
+    for leaves in itertools.islice(_choices(session, gang.root), MAX_CHOICES):
         demand = _floor(session, gang, leaves)
         if demand is not None:
             found.setdefault(demand.signature, demand)
@@ -98,18 +98,69 @@ def _floor(session: Session, gang: Gang, leaves: frozenset[str]) -> Demand | Non
     return _demand(session, gang.root, pick)
 
 
-def _choices(group: Group) -> Iterator[frozenset[str]]:
-    """Yield sets of leaves whose minimums together are the group's; what lacks least first."""
+def _choices(session: Session, group: Group) -> Iterator[frozenset[str]]:
+    """Yield sets of leaves whose minimums together are the group's, the easiest first.
+
+    Of children that ask for the same it matters only how many are chosen, so the first are.
+    """
     if not group.children:
         yield frozenset((group.name,))
         return
     lacking = [child for child in group.children if not child.satisfied and child.satisfiable]
     wanted = max(0, group.needed - sum(child.satisfied for child in group.children))
-    lacking.sort(key=lambda child: sum(leaf.missing for leaf in child.leaves()))
-    for chosen in itertools.combinations(lacking, wanted):
-        options = [tuple(itertools.islice(_choices(child), MAX_CHOICES)) for child in chosen]
+    for chosen in _picks(_kinds(session, lacking), wanted):
+        options = [tuple(itertools.islice(_choices(session, c), MAX_CHOICES)) for c in chosen]
         for parts in itertools.product(*options):
             yield frozenset().union(*parts)
+
+
+def _kinds(session: Session, children: Iterable[Group]) -> list[list[Group]]:
+    """Return *children*, those that ask for the same together, the easiest to place first."""
+    found: dict[object, list[Group]] = {}
+    for child in children:
+        found.setdefault(_kind(session, child), []).append(child)
+    return sorted(
+        found.values(), key=lambda alike: (not _may_fit(session, alike[0]), _lacks(alike[0]))
+    )
+
+
+def _lacks(group: Group) -> int:
+    return sum(leaf.missing for leaf in group.leaves())
+
+
+def _kind(session: Session, group: Group) -> object:
+    lacking = group.pending[: group.missing]
+    return (
+        group.required,
+        group.preferred,
+        group.minimum,
+        tuple(session.class_of(pod).number for pod in lacking),
+        _held(session, group),
+        tuple(_kind(session, child) for child in group.children),
+    )
+
+
+def _may_fit(session: Session, group: Group) -> bool:
+    """Tell whether each pod that the group certainly needs fits some node by itself."""
+    if group.children and group.needed < len(group.children):
+        return True
+    if group.children:
+        return all(_may_fit(session, child) for child in group.children)
+    classes = {session.class_of(pod).number: pod for pod in group.pending[: group.missing]}
+    return all(session.room_bound(session.class_of(pod)).any() for pod in classes.values())
+
+
+def _picks(kinds: Sequence[list[Group]], wanted: int) -> Iterator[list[Group]]:
+    """Yield all ways to choose *wanted* groups, as many of the first kinds as possible first."""
+    if wanted == 0:
+        yield []
+        return
+    if not kinds or sum(map(len, kinds)) < wanted:
+        return
+    first, *others = kinds
+    for count in range(min(wanted, len(first)), -1, -1):
+        for rest in _picks(others, wanted - count):
+            yield [*first[:count], *rest]
 
 
 def growth_demand(session: Session, gang: Gang, pods: tuple[PodInfo, ...]) -> Demand:
@@ -124,18 +175,20 @@ def growth_demand(session: Session, gang: Gang, pods: tuple[PodInfo, ...]) -> De
     return found
 
 
-def optional_groups(session: Session, gang: Gang) -> list[tuple[Group, Demand]]:
-    """Return the groups that the gang can do without and that lack their minimum, each with it.
+def optional_groups(session: Session, gang: Gang) -> Iterator[tuple[Group, Demand | None]]:
+    """Yield the groups that the gang can do without and that lack their minimum, each with it.
 
-    The gang's own minimum has to be placed. Such a group is placed whole before it may grow.
+    The gang's own minimum has to be placed. Such a group is placed whole before it may grow;
+    None stands for one whose pods do not do for its minimum.
     """
-    found = []
-    for group in _unsatisfied(session, gang.root):
-        leaves = next(_choices(group), frozenset[str]())
-        demand = _floor(session, gang, leaves)
-        if demand is not None:
-            found.append((group, demand))
-    return found
+    for group in list(_unsatisfied(session, gang.root)):
+        if not group.satisfiable:
+            yield group, None
+            continue
+        demands = (_floor(session, gang, leaves) for leaves in _choices(session, group))
+        first = next((found for found in demands if found is not None), None)
+        if first is not None:
+            yield group, first
 
 
 def _unsatisfied(session: Session, group: Group) -> Iterator[Group]:

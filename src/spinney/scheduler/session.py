@@ -102,10 +102,11 @@ class Session:
         self.layout: Layout = snapshot.layout
         self.idle: NDArray[np.int64] = snapshot.layout.allocatable - snapshot.used
         self.leaving: NDArray[np.int64] = snapshot.leaving.copy()
-        """What pods hold that are being deleted, or that this cycle decided to displace."""
+        """What will be free and is kept for nobody: of pods that are being deleted, or that this
+        cycle decided to displace."""
         self.shares = SharedGpus(self.layout, self.idle)
         self.shares.start(snapshot)
-        self.statement = Statement(self.idle, self.shares)
+        self.statement = Statement(self.idle, self.shares, self.leaving)
         check("filter", self.config.filters, {**NODE_FILTERS, **ROOM_FILTERS})
         check("score", [name for name, _ in self.config.scores], SCORES)
         self._room_filters = [ROOM_FILTERS[f] for f in self.config.filters if f in ROOM_FILTERS]

@@ -164,6 +164,8 @@ class Shape:
     share: GpuShare | None = None
     volumes: tuple[tuple[NodeTerm, ...], ...] = ()
     """For each volume bound to nodes, the terms of which one has to hold."""
+    nominated: str = ""
+    """The node that the API names for a pending pod: it comes before all others."""
 
     @property
     def looks_at_pods(self) -> bool:
@@ -291,6 +293,7 @@ def shape_of(
         spread=tuple(_spread(line, pod) for line in spec.topology_spread_constraints),
         share=share,
         volumes=volumes,
+        nominated="" if spec.node_name else pod.status.nominated_node_name,
     )
 
 
@@ -323,14 +326,19 @@ def gpu_share(pod: Pod) -> GpuShare | None:
     return GpuShare(0, int(memory), int(devices))
 
 
+DEVICES = "spinney.dev/gpu-devices"
+"""Annotation that binding sets: the same, as numbers of the node's GPUs, ``0`` or ``0,1``."""
+
+
 def gpu_groups(pod: Pod) -> tuple[str, ...]:
-    """Return the shared GPUs that labels of *pod* name."""
+    """Return the shared GPUs that labels or the annotation of *pod* name."""
     prefix = f"{GPU_GROUP}/"
     single = pod.labels.get(GPU_GROUP, "")
     several = sorted(key for key in pod.labels if key.startswith(prefix))
-    return tuple(pod.labels[key] or key.removeprefix(prefix) for key in several) or (
-        (single,) if single else ()
-    )
+    named = tuple(pod.labels[key] or key.removeprefix(prefix) for key in several)
+    if named or single:
+        return named or (single,)
+    return tuple(filter(None, pod.metadata.annotations.get(DEVICES, "").split(",")))
 
 
 def _all_requests(spec: PodSpec, share: GpuShare | None, claimed: Mapping[str, int]) -> Requests:

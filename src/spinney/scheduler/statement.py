@@ -32,10 +32,20 @@ class Placement:
 
 
 class Statement:
-    """Placements over *idle*, which it changes in place."""
+    """Placements over *idle*, which it changes in place.
 
-    def __init__(self, idle: NDArray[np.int64], shares: SharedGpus | None = None) -> None:
+    Room that is kept for a gang is taken of *coming*, what pods hold that are leaving, as far as
+    that goes: the gang has to wait for it anyway, and what is idle may serve others meanwhile.
+    """
+
+    def __init__(
+        self,
+        idle: NDArray[np.int64],
+        shares: SharedGpus | None = None,
+        coming: NDArray[np.int64] | None = None,
+    ) -> None:
         self.idle = idle
+        self.coming = np.zeros_like(idle) if coming is None else coming
         self.shares = shares
         """The GPUs that pods share, changed along with *idle*."""
         self.placements: list[Placement] = []
@@ -45,6 +55,8 @@ class Statement:
         """Pod key to node, for the pods placed."""
         self.held: dict[str, tuple[Placement, ...]] = {}
         """By gang: room that is kept for it; its pods are not placed by this."""
+        self._lent: dict[str, list[tuple[int, NDArray[np.int64]]]] = {}
+        """By gang: what of its room is not idle yet, by node."""
         self.fingerprint = 0
         """Equal for equal states, however reached; other states almost surely have another one."""
         self._salt = _salts(len(idle))
@@ -69,8 +81,15 @@ class Statement:
 
     def hold(self, gang: str, placements: tuple[Placement, ...]) -> None:
         """Keep the room of *placements* for *gang*, on top of what is kept for it already."""
+        lent = self._lent.setdefault(gang, [])
         for placement in placements:
             self._apply(placement.cls, placement.rows, 1)
+            for row in placement.rows.tolist():
+                part = np.minimum(placement.cls.vector, np.maximum(self.coming[row], 0))
+                if part.any():
+                    lent.append((row, part))
+                    self.coming[row] -= part
+                    self.idle[row] += part
         self.held[gang] = (*self.held.get(gang, ()), *placements)
 
     def release(self, gang: str) -> tuple[Placement, ...]:
@@ -78,6 +97,9 @@ class Statement:
         released = self.held.pop(gang, ())
         for placement in released:
             self._apply(placement.cls, placement.rows, -1)
+        for row, part in self._lent.pop(gang, ()):
+            self.coming[row] += part
+            self.idle[row] -= part
         return released
 
     def take_out(self, checkpoint: int) -> tuple[Placement, ...]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from spinney.scheduler.actions.turns import Stage
     from spinney.scheduler.demand import Demand
     from spinney.scheduler.gangs import Gang, Group
-    from spinney.scheduler.memory import Reservation
+    from spinney.scheduler.memory import Reservation, Spot
     from spinney.scheduler.queues.ledger import Ledger
     from spinney.scheduler.queues.model import Amounts
     from spinney.scheduler.session import PodClass, Session
@@ -41,10 +41,14 @@ class _Growth:
     gang: Gang
     left: dict[str, list[PodInfo]] = field(default_factory=dict)
     """By leaf."""
-    failed: dict[tuple[str, int], tuple[Demand, search.Outcome]] = field(default_factory=dict)
-    """Leaf and class of which not even one more pod fits."""
+    failed: dict[tuple[str, int], Demand | None] = field(default_factory=dict)
+    """Leaf and class of which not even one more pod fits, or a whole group; with what was asked
+    for, if its pods exist."""
     closed: list[PodInfo] = field(default_factory=list)
-    """Pods of groups that the gang can do without and that do not fit."""
+    """Pods of groups that the gang can do without and that do not fit, and pods for which room
+    is kept that is not free yet."""
+    groups_done: bool = False
+    """Whether all groups that the gang can do without were tried."""
     refusal: str = ""
     """Why the gang's queue takes on no more of it."""
 
@@ -181,15 +185,22 @@ PIPELINED = "would fit once the pods that are being deleted are gone; the room i
 
 def _pipeline(session: Session, gang: Gang, demand: Demand, reserved: Reservation | None) -> bool:
     """Reserve room for *demand* where pods are leaving; False when that does not make enough."""
-    if gang.key in session.reservations.lapsed or not session.leaving.any():
+    spots = _spots_once_free(session, gang, demand)
+    if spots is None:
         return False
+    session.reservations.make(gang, spots, reserved.until if reserved else None)
+    return True
+
+
+def _spots_once_free(session: Session, gang: Gang, demand: Demand) -> tuple[Spot, ...] | None:
+    """Return where *demand* fits once the pods that are leaving are gone; None for nowhere."""
+    if gang.key in session.reservations.lapsed or not session.leaving.any():
+        return None
     start = session.statement.checkpoint()
     with session.without_leaving():
         if search.place(session, demand, gang.topology) != "placed":
-            return False
-        spots = spots_of(session, session.statement.take_out(start))
-    session.reservations.make(gang, spots, reserved.until if reserved else None)
-    return True
+            return None
+        return spots_of(session, session.statement.take_out(start))
 
 
 class _Failures:
@@ -260,7 +271,8 @@ def _pending(gang: Gang) -> tuple[str, ...]:
 def _grow(session: Session, gangs: Iterable[Gang], failures: _Failures) -> Iterator[Verdict]:
     growing = [_surplus(session, gang) for gang in gangs]
     for growth in growing:
-        _grow_groups(session, growth, failures)
+        while _grow_group(session, growth, failures):
+            pass
     for growth in growing:
         if growth.left and _at_floor(growth.gang):
             _grow_once(session, growth, failures, most=1)
@@ -270,28 +282,56 @@ def _grow(session: Session, gangs: Iterable[Gang], failures: _Failures) -> Itera
         yield _growth_verdict(growth, failures)
 
 
-def _grow_groups(session: Session, growth: _Growth, failures: _Failures) -> None:
-    """Place the groups that the gang can do without: each has its whole minimum or nothing."""
+def _grow_group(session: Session, growth: _Growth, failures: _Failures) -> bool:
+    """Place a group that the gang can do without: its whole minimum. False when none fits."""
+    if growth.groups_done:
+        return False
+    tried = {name for name, cls in growth.failed if cls == _WHOLE_GROUP}
     for group, demand in optional_groups(session, growth.gang):
-        refusal = session.refusal(growth.gang, demand)
-        known = failures.known(growth.gang.key, demand)
-        outcome: search.Outcome = "impossible"
-        if known is None and not refusal:
-            outcome = search.place(session, demand, growth.gang.topology)
-        names = {leaf.name for leaf in group.leaves()}
-        if outcome == "placed":
-            session.enter(growth.gang, demand)
-            for name in names & growth.left.keys():
-                placed = [p for p in growth.left[name] if p.key in session.statement.node_of]
-                _remove(growth, name, placed)
+        if group.name in tried:
             continue
-        if refusal:
-            growth.refusal = refusal
-        elif known is None:
-            failures.explained(demand, outcome, growth.gang)
-        for name in names & growth.left.keys():
+        leaves = [leaf.name for leaf in group.leaves() if leaf.name in growth.left]
+        failed: Demand | None = None
+        if demand is not None:
+            if _placed_beyond(session, growth, demand, failures):
+                _leave_out(session, growth, leaves)
+                return True
+            failed = demand
+        else:
+            growth.refusal = f"group {group.name} has fewer pods than its minimum"
+        for name in leaves:
             growth.closed += growth.left.pop(name)
-            growth.failed[name, -1] = (demand, outcome)
+        growth.failed[group.name, _WHOLE_GROUP] = failed
+    growth.groups_done = True
+    return False
+
+
+_WHOLE_GROUP = -1
+
+
+def _placed_beyond(
+    session: Session, growth: _Growth, demand: Demand, failures: _Failures
+) -> bool:
+    """Place *demand*, which is beyond the gang's minimum, if its queue and the nodes let it."""
+    refusal = session.refusal(growth.gang, demand)
+    if refusal:
+        growth.refusal = refusal
+        return False
+    if failures.known(growth.gang.key, demand) is not None:
+        return False
+    outcome = search.place(session, demand, growth.gang.topology)
+    if outcome == "placed":
+        session.enter(growth.gang, demand)
+        return True
+    if demand.pods == 1 or demand.children:
+        failures.explained(demand, outcome, growth.gang)
+    return False
+
+
+def _leave_out(session: Session, growth: _Growth, leaves: Iterable[str]) -> None:
+    for name in leaves:
+        placed = [p for p in growth.left[name] if p.key in session.statement.node_of]
+        _remove(growth, name, placed)
 
 
 def _surplus(session: Session, gang: Gang) -> _Growth:
@@ -309,30 +349,48 @@ def _at_floor(gang: Gang) -> bool:
 
 def _grow_once(session: Session, growth: _Growth, failures: _Failures, *, most: int | None) -> bool:
     """Place some pods of the leaf that has grown least; False when none of any leaf fits."""
+    if _grow_group(session, growth, failures):
+        return True
     for leaf in sorted(_open_leaves(session, growth), key=lambda leaf: _grown(session, leaf)):
-        pods = _next_alike(session, growth, leaf)
-        if len(growth.left) > 1 or most is not None:
-            pods = pods[:1]
-        while pods:
-            demand = growth_demand(session, growth.gang, tuple(pods))
-            refusal = session.refusal(growth.gang, demand)
-            known = failures.known(growth.gang.key, demand) if len(pods) == 1 else None
-            outcome: search.Outcome = "impossible"
-            if known is None and not refusal:
-                outcome = search.place(session, demand, growth.gang.topology)
-            if outcome == "placed":
-                session.enter(growth.gang, demand)
-                _remove(growth, leaf.name, pods)
+        while pods := _next_alike(session, growth, leaf):
+            if len(growth.left) > 1 or most is not None:
+                pods = pods[:1]
+            if _grow_by(session, growth, leaf, pods, failures):
                 return True
-            if len(pods) == 1:
-                cls = session.class_of(pods[0])
-                growth.failed[leaf.name, cls.number] = (demand, outcome)
-                if refusal:
-                    growth.refusal = refusal
-                elif known is None:
-                    failures.explained(demand, outcome, growth.gang)
-            pods = pods[: len(pods) // 2]
     return False
+
+
+def _grow_by(
+    session: Session, growth: _Growth, leaf: Group, pods: list[PodInfo], failures: _Failures
+) -> bool:
+    """Place *pods*, alike, of *leaf*, or the first half of them, and so on down to one."""
+    while pods:
+        demand = growth_demand(session, growth.gang, tuple(pods))
+        if _placed_beyond(session, growth, demand, failures):
+            _remove(growth, leaf.name, pods)
+            return True
+        if len(pods) == 1 and _pipeline_growth(session, growth, demand):
+            _remove(growth, leaf.name, pods)
+            growth.closed += pods
+            return True
+        if len(pods) == 1:
+            growth.failed[leaf.name, session.class_of(pods[0]).number] = demand
+        pods = pods[: len(pods) // 2]
+    return False
+
+
+def _pipeline_growth(session: Session, growth: _Growth, demand: Demand) -> bool:
+    """Keep room where pods are leaving for one pod beyond the minimum."""
+    gang = growth.gang
+    if session.refusal(gang, demand):
+        return False
+    spots = _spots_once_free(session, gang, demand)
+    if spots is None:
+        return False
+    kept = session.reservations.kept.get(gang.key)
+    before, until = (kept.spots, kept.until) if kept is not None else ((), None)
+    session.reservations.make(gang, (*before, *spots), until)
+    return True
 
 
 def _open_leaves(session: Session, growth: _Growth) -> list[Group]:
@@ -366,6 +424,8 @@ def _growth_verdict(growth: _Growth, failures: _Failures) -> Verdict:
     left = tuple(pod.key for pods in (*growth.left.values(), growth.closed) for pod in pods)
     if not left:
         return Verdict(growth.gang.key, "placed")
-    demand, _ = next(iter(growth.failed.values()))
+    demand = next((found for found in growth.failed.values() if found is not None), None)
+    if demand is None:
+        return Verdict(growth.gang.key, "placed", growth.refusal or PIPELINED, left)
     reason = growth.refusal or failures.known(growth.gang.key, demand) or ""
     return failures.verdict(growth.gang, "placed", demand, reason, left)

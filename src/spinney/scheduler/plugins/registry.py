@@ -15,7 +15,13 @@ from spinney.scheduler.plugins.node_filters import (
 )
 from spinney.scheduler.plugins.pod_affinity import PodAffinity
 from spinney.scheduler.plugins.room_filters import HostPorts, Resources
-from spinney.scheduler.plugins.scores import BinPack, PreferredAffinity, ResourceType, SpreadOut
+from spinney.scheduler.plugins.scores import (
+    BinPack,
+    NominatedNode,
+    PreferredAffinity,
+    ResourceType,
+    SpreadOut,
+)
 from spinney.scheduler.plugins.topology_spread import SpreadScore, TopologySpread
 
 if TYPE_CHECKING:
@@ -40,6 +46,7 @@ SCORES: dict[str, Score] = {
         PreferredAffinity(),
         GpuSharing(),
         SpreadScore(),
+        NominatedNode(),
     )
 }
 

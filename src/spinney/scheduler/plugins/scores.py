@@ -52,6 +52,19 @@ class ResourceType:
         return (~session.has_devices[rows]).astype(np.float64)
 
 
+class NominatedNode:
+    """Prefers the node that the API names for the pod: room was made there for it."""
+
+    name = "nominated-node"
+
+    def score(
+        self, session: Session, cls: PodClass, rows: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """Return 1 for the node named, if there is one."""
+        found = session.layout.index.get(cls.shape.nominated, -1)
+        return (rows == found).astype(np.float64)
+
+
 class PreferredAffinity:
     """Preferred terms of node affinity and inter-pod affinity, by their weights."""
 
