@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from importlib.metadata import entry_points
+from threading import Thread
 from typing import TYPE_CHECKING, Any, Self
 
 from opentelemetry import propagate, trace
@@ -34,6 +35,8 @@ _KINDS = {
     Kind.SERVER: SpanKind.SERVER,
     Kind.CLIENT: SpanKind.CLIENT,
 }
+LAST_SPANS_S = 3.0
+"""What a process that ends waits for its collector; the exporter would try for longer."""
 _EXPORTERS = "opentelemetry_traces_exporter"
 _PROTOCOLS = {"http/protobuf": "otlp_proto_http", "grpc": "otlp_proto_grpc"}
 
@@ -131,8 +134,10 @@ class OtelTracer:
         return int((self._clock.now() - ago_s) * 1e9)
 
     def close(self) -> None:
-        """Send what is left; blocks for ``OTEL_EXPORTER_OTLP_TIMEOUT`` at most."""
-        self._provider.shutdown()
+        """Send what is left; blocks for `LAST_SPANS_S` at most."""
+        closing = Thread(target=self._provider.shutdown, daemon=True)
+        closing.start()
+        closing.join(LAST_SPANS_S)
 
 
 def tracer_from_environment(service: str, clock: Clock) -> OtelTracer:

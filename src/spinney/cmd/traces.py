@@ -5,6 +5,7 @@ Invariant: without one of `WANTED`, nothing of OpenTelemetry is imported.
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -23,6 +24,14 @@ WANTED = (EXPORTER, "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_EN
 """One of these has to be set."""
 
 log = get_logger("traces")
+
+
+class _Said(logging.Handler):
+    """Has what OpenTelemetry's libraries log come out as the process's other lines do."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Log *record*."""
+        log.warning("opentelemetry", said=record.getMessage())
 
 
 def wanted(environment: Mapping[str, str]) -> bool:
@@ -49,6 +58,9 @@ def tracing(service: str, clock: Clock) -> Iterator[Tracer]:
         log.warning("no traces: install spinney[otel]", missing=str(error))
         yield NO_TRACER
         return
+    libraries = logging.getLogger("opentelemetry")
+    libraries.propagate = False
+    libraries.addHandler(_Said(logging.WARNING))
     tracer = tracer_from_environment(service, clock)
     log.info("tracing", exporter=os.environ.get(EXPORTER) or "otlp")
     try:

@@ -90,7 +90,7 @@ def _tell_sequence(span: Span, sequence: Sequence_, now_s: float) -> None:
         began.end(failed, ago_s=now_s - admitted)
     first = now_s if times.first_token is None else times.first_token
     span.child("prefill", ago_s=now_s - admitted).end(ago_s=now_s - first)
-    if times.last_token is not None:
+    if times.last_token is not None and times.last_token > first:
         span.child("decode", ago_s=now_s - first).end(ago_s=now_s - times.last_token)
 
 

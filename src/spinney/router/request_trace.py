@@ -9,6 +9,7 @@ Invariant: what a worker is asked within a span is that span's child in the work
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -58,14 +59,16 @@ class RequestTrace:
             }
         )
 
-    def queued(self, waited_s: float, refused: str = "") -> None:
-        """Tell how long it waited for its turn, and that it was *refused* one."""
-        self.span.child("queue", ago_s=waited_s).end(refused)
+    def queued(self, came_s: float, refused: str = "") -> None:
+        """Tell that it waits for its turn no more, since it has it or is *refused* one."""
+        if self.span is not NO_SPAN:
+            self.span.child("queue", ago_s=_now() - came_s).end(refused)
 
-    def picked(self, choice: Choice, attempt: int, took_s: float) -> None:
+    def picked(self, choice: Choice, attempt: int, began_s: float) -> None:
         """Tell who was chosen, and why."""
         if self.span is NO_SPAN:
             return
+        took_s = _now() - began_s
         told: dict[str, Value] = {
             "spinney.attempt": attempt,
             "spinney.mode": choice.mode.value,
@@ -127,6 +130,10 @@ def handover_attributes(report: openai.HandoverReport) -> Attributes:
         "spinney.handover.bytes": report.bytes_pulled,
         "spinney.handover.seconds": report.seconds,
     }
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 _WELL = frozenset({"ok", "refused-by-worker", "bad-request", "unknown-model"})

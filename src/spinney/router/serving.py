@@ -202,7 +202,7 @@ class Serving:
         waited_s = _now() - run.came_s
         run.story.queue_ms = round(1000 * waited_s, 3)
         self._figures(run).queue_wait.observe(waited_s)
-        run.trace.queued(waited_s)
+        run.trace.queued(run.came_s)
 
     def _figures(self, run: Run) -> ModelFigures:
         return self._metrics.of(run.inbound.model)
@@ -249,7 +249,7 @@ class Serving:
     async def _refuse(self, run: Run, error: RefusedError) -> Outcome:
         self._metrics.refused(error.code, run.claim.tenant)
         if not run.attempt:
-            run.trace.queued(_now() - run.came_s, error.code)
+            run.trace.queued(run.came_s, error.code)
         self._note(run, "refused", code=error.code, detail=str(error))
         headers = [
             (b"content-type", b"application/json"),
@@ -273,7 +273,7 @@ class Serving:
             choice = pick(run.ask(), self.view(), self._policy, self._rng)
             if isinstance(choice, Nobody):
                 return await self._nobody(run, choice)
-            self._note_choice(run, choice, _now() - began_s)
+            self._note_choice(run, choice, began_s)
             self._in_time(run, choice)
             try:
                 return await self._attempt(run, choice)
@@ -636,8 +636,8 @@ class Serving:
 
     # Notes
 
-    def _note_choice(self, run: Run, choice: Choice, took_s: float) -> None:
-        run.trace.picked(choice, run.attempt, took_s)
+    def _note_choice(self, run: Run, choice: Choice, began_s: float) -> None:
+        run.trace.picked(choice, run.attempt, began_s)
         self._metrics.picks.labels(Stage.DECODE.value, choice.decode.reason).inc()
         if choice.prefill is not None:
             self._metrics.picks.labels(Stage.PREFILL.value, choice.prefill.reason).inc()
