@@ -24,7 +24,7 @@ from spinney.sim.cluster import SimulatedNode, simulate
 from spinney.sim.kubelet import KubeletModel
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from spinney.api.admission import AdmissionRequest
     from spinney.clock import Clock
@@ -96,9 +96,14 @@ class Unreliable:
     def __init__(self, inner: ApiServer, rng: random.Random) -> None:
         self.inner = inner
         self.busy = 0.0
+        self.lacking: set[str] = set()
+        """Plurals of kinds that it does not serve."""
         self._rng = rng
 
     async def send(self, request: ApiRequest) -> ApiResponse:
+        if self.lacking & set(request.path.split("/")):
+            body = b'{"kind":"Status","status":"Failure","code":404,"reason":"NotFound"}'
+            return ApiResponse(404, body)
         if request.method != "GET" and self._rng.random() < self.busy:
             body = b'{"kind":"Status","status":"Failure","code":503,"message":"busy"}'
             return ApiResponse(503, body)
@@ -169,8 +174,10 @@ class Farm:
         return [f"{w.method} {w.path} {w.status}" for w in found if part in w.path]
 
 
-def play(scene: Callable[[Farm], Awaitable[None]], *, seed: int = 1) -> None:
-    """Run *scene* on a new cluster in simulated time."""
+def play(
+    scene: Callable[[Farm], Awaitable[None]], *, seed: int = 1, lacking: Iterable[str] = ()
+) -> None:
+    """Run *scene* on a new cluster in simulated time, whose API lacks the kinds of some plurals."""
     binder, quota = Binder(), Quota()
     made: list[Unreliable] = []
 
@@ -178,6 +185,7 @@ def play(scene: Callable[[Farm], Awaitable[None]], *, seed: int = 1) -> None:
         hooks = [GroveAdmission(), quota]
         server = ApiServer(clock, ids, hooks=hooks, definitions=crd_documents())
         made.append(Unreliable(server, random.Random(f"api/{seed}")))
+        made[0].lacking |= set(lacking)
         return made[0]
 
     async def main(cluster: SimulatedCluster) -> None:

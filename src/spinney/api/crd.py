@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 import yaml
 from msgspec import inspect as types
 
-from spinney.api import core, grove, podgang, podgroup, queue
+from spinney.api import computedomain, core, grove, podgang, podgroup, queue
 
 if TYPE_CHECKING:
     from spinney.api.meta import KubeObject
@@ -194,6 +194,14 @@ _KINDS = (
         (
             ("MinMember", "integer", ".spec.minMember", 0),
             ("Queue", "string", ".spec.queue", 0),
+            _AGE,
+        ),
+    ),
+    _Kind(
+        computedomain.ComputeDomain,
+        (
+            ("Nodes", "integer", ".spec.numNodes", 0),
+            ("Status", "string", ".status.status", 0),
             _AGE,
         ),
     ),

@@ -34,7 +34,16 @@ def wants_gpus(clique: PodCliqueTemplate) -> bool:
     """Tell whether a container of the clique asks for a GPU."""
     spec = clique.spec.pod_spec
     containers = [*(spec.get("containers") or ()), *(spec.get("initContainers") or ())]
-    return any(map(_has_gpu, containers))
+    return any(map(container_has_gpu, containers))
+
+
+def container_has_gpu(container: Any) -> bool:
+    """Tell whether a container, as JSON, asks for a GPU."""
+    resources = container.get("resources") if isinstance(container, dict) else None
+    if not isinstance(resources, dict):
+        return False
+    amounts = [(resources.get(part) or {}).get(GPU) for part in ("limits", "requests")]
+    return any(amount not in (None, 0, "0") for amount in amounts)
 
 
 def check_mnnvl(pcs: PodCliqueSet, *, enabled: bool) -> Iterator[FieldError]:
@@ -80,14 +89,6 @@ def mnnvl_warnings(pcs: PodCliqueSet) -> Iterator[str]:
 
 def _without_effect(path: str, who: str) -> str:
     return f"{path}[{MNNVL_GROUP}]: has no effect, because {who} for {GPU}"
-
-
-def _has_gpu(container: Any) -> bool:
-    resources = container.get("resources") if isinstance(container, dict) else None
-    if not isinstance(resources, dict):
-        return False
-    amounts = [(resources.get(part) or {}).get(GPU) for part in ("limits", "requests")]
-    return any(amount not in (None, 0, "0") for amount in amounts)
 
 
 def _nearest(pcs: PodCliqueSet, clique: PodCliqueTemplate) -> Iterator[Mapping[str, str]]:

@@ -17,6 +17,7 @@ from spinney.api.grove import PodClique, PodCliqueSpec
 from spinney.api.meta import ObjectMeta, find_condition
 from spinney.controllers import identity
 from spinney.controllers.actions import Change, Create, Delete, covers, metadata_patch
+from spinney.controllers.resourceclaims import refs
 from spinney.controllers.start_order import starts_after
 from spinney.controllers.template import (
     group_template_count,
@@ -194,7 +195,7 @@ def _build(
     labels[names.POD_TEMPLATE_HASH] = wanted[template.name]
     spec = msgspec.structs.replace(
         template.spec,
-        pod_spec=_pod_spec(pcs, template, place),
+        pod_spec=pod_spec_of(pcs, template, place),
         replicas=count.wanted,
         min_available=count.minimum,
         starts_after=starts_after(pcs, place.replica, template.name, counts, place.group_replica),
@@ -205,7 +206,11 @@ def _build(
             name=name,
             namespace=pcs.namespace,
             labels={**template.labels, **labels},
-            annotations={**annotations, identity.TEMPLATE_REPLICAS: str(count.wanted)},
+            annotations={
+                **annotations,
+                **refs.claim_annotations(pcs, template, place.replica, place.group_replica),
+                identity.TEMPLATE_REPLICAS: str(count.wanted),
+            },
             owner_references=[owner.owner_reference()],
         ),
         spec=spec,
@@ -234,15 +239,21 @@ def _name_and_labels(
     return name, {**identity.managed_labels(pcs.name, name, "pcsg-podclique"), **own}
 
 
-def _pod_spec(pcs: PodCliqueSet, template: PodCliqueTemplate, place: Place) -> dict[str, Any]:
+def pod_spec_of(pcs: PodCliqueSet, template: PodCliqueTemplate, place: Place) -> dict[str, Any]:
+    """Return the pod spec of a clique: the template's, with the claims and the group's variables.
+
+    The template's is not changed.
+    """
+    claims = refs.references(pcs, template, place.replica, place.group_replica)
+    spec = refs.with_claims(template.spec.pod_spec, claims)
     if place.group is None:
-        return template.spec.pod_spec
+        return spec
     cliques = member_cliques(pcs.spec.template, place.group)
     pods = sum(template_count(clique).wanted for clique in cliques)
     full = identity.group_name(pcs.name, place.replica, place.group.name)
     index = f"metadata.labels['{names.SCALING_GROUP_REPLICA_INDEX}']"
     return with_environment(
-        template.spec.pod_spec,
+        spec,
         [
             {"name": "GROVE_PCSG_NAME", "value": full},
             {"name": "GROVE_PCSG_INDEX", "valueFrom": {"fieldRef": {"fieldPath": index}}},

@@ -27,6 +27,8 @@ Component = Literal[
     "podgang",
     "pcs-hpa",
     "pcs-revision",
+    "resource-claim",
+    "pcs-computedomain",
 ]
 
 TEMPLATE_REPLICAS = "spinney.dev/template-replicas"
@@ -58,6 +60,16 @@ def member_name(group_full_name: str, group_replica: int, clique: str) -> str:
 def scaled_gang_name(group_full_name: str, group_replica: int, min_available: int) -> str:
     """Name the gang of a group replica above the minimum; the first such one has index 0."""
     return f"{group_full_name}-{group_replica - min_available}"
+
+
+def claim_name(owner: str, claim_template: str, index: int | None = None) -> str:
+    """Name the resource claim that all below *owner* share, or those of its replica *index*."""
+    return f"{owner}-{'all' if index is None else index}-{claim_template}"
+
+
+def compute_domain_name(set_name: str, replica: int, mnnvl_group: str) -> str:
+    """Name the compute domain of a set's replica, and the claim template made for it."""
+    return f"{set_name}-{replica}-{mnnvl_group}"
 
 
 def role_name(set_name: str) -> str:

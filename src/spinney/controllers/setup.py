@@ -9,23 +9,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 from spinney.api import names
+from spinney.api.computedomain import ComputeDomain
+from spinney.api.devices import ResourceClaim, ResourceClaimTemplate
 from spinney.controllers import identity
 from spinney.controllers.autoscaling.reconciler import AutoscalerReconciler
 from spinney.controllers.backends.handover import Handover
 from spinney.controllers.clustertopology.reconciler import ClusterTopologyReconciler
+from spinney.controllers.computedomains.decide import groups_of
+from spinney.controllers.computedomains.reconciler import ComputeDomainReconciler
 from spinney.controllers.metrics import ControllerMetrics
 from spinney.controllers.pod_state import is_finished, is_scheduled
 from spinney.controllers.podclique.pod import WAIT_IMAGE
 from spinney.controllers.podclique.reconciler import PodCliqueReconciler
 from spinney.controllers.podcliqueset.reconciler import PodCliqueSetReconciler
 from spinney.controllers.podgang.reconciler import PodGangReconciler
+from spinney.controllers.resourceclaims.decide import shares_claims
+from spinney.controllers.resourceclaims.reconciler import ResourceClaimReconciler
 from spinney.controllers.scalinggroup.reconciler import ScalingGroupReconciler
 from spinney.controllers.termination.decide import breached_since_s
 from spinney.controllers.termination.reconciler import GangTermination
 from spinney.controllers.world import World
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from prometheus_client import CollectorRegistry
 
@@ -92,18 +98,38 @@ def register(
     autoscaling = runtime.controller(
         "autoscaling", AutoscalerReconciler(client, world, events), concurrency=CONCURRENCY
     )
-    topologies = runtime.controller(
-        "clustertopology", ClusterTopologyReconciler(client, world, clock, events)
-    )
-    # What one binding says of our scheduler may depend on another that it refers to.
-    topologies.watch(world.bindings, lambda _: [b.name for b in world.bindings.list()])
-    topologies.watch(world.bindings, _own_key)
+    _register_devices(runtime, world, events, cliques)
+    _register_topologies(runtime, world, events)
     _wake_autoscaling(autoscaling, world)
     _wake_termination(termination, world)
     _wake_sets(sets, world)
     _wake_groups(groups, world)
     _wake_cliques(cliques, world)
     _wake_gangs(gangs, world)
+
+
+def _register_devices(
+    runtime: Runtime, world: World, events: EventRecorder, cliques: Controller
+) -> None:
+    client, clock = runtime.client, runtime.clock
+    claims = runtime.controller(
+        "resourceclaims", ResourceClaimReconciler(client, world, clock, events)
+    )
+    domains = runtime.controller(
+        "computedomains", ComputeDomainReconciler(client, world, clock, events)
+    )
+    _wake_claims(claims, cliques, world)
+    _wake_domains(domains, world)
+
+
+def _register_topologies(runtime: Runtime, world: World, events: EventRecorder) -> None:
+    topologies = runtime.controller(
+        "clustertopology",
+        ClusterTopologyReconciler(runtime.client, world, runtime.clock, events),
+    )
+    # What one binding says of our scheduler may depend on another that it refers to.
+    topologies.watch(world.bindings, lambda _: [b.name for b in world.bindings.list()])
+    topologies.watch(world.bindings, _own_key)
 
 
 def _wake_sets(controller: Controller, world: World) -> None:
@@ -206,6 +232,64 @@ def _wake_termination(controller: Controller, world: World) -> None:
 
     world.cliques.add_handler(changed)
     world.sets.add_handler(set_changed)
+
+
+def _wake_claims(controller: Controller, cliques: Controller, world: World) -> None:
+    def of_set(obj: KubeObject) -> str:
+        pcs = world.sets.get_key(identity.set_key(obj))
+        return pcs.key if pcs is not None and shares_claims(pcs) else ""
+
+    def all_sets() -> None:
+        for pcs in world.sets.list():
+            if shares_claims(pcs):
+                controller.enqueue(pcs.key)
+                _enqueue_all(cliques, world.cliques_of_set(pcs.key))
+
+    def claim_changed(change: Change[ResourceClaim]) -> None:
+        claim = change.object
+        controller.enqueue(identity.set_key(claim))
+        if change.old is None:
+            replica = identity.replica_key(claim)
+            found = world.cliques_of_replica(replica) if replica else None
+            _enqueue_all(cliques, found or world.cliques_of_set(identity.set_key(claim)))
+
+    def of_pod(change: Change[Pod]) -> None:
+        if (change.old is None or change.new is None) and (key := of_set(change.object)):
+            controller.enqueue(key, GATHER_S)
+
+    controller.watch(world.sets, lambda pcs: [pcs.key] if shares_claims(pcs) else [])
+    _gather(controller, world.groups, of_set)
+    _gather(controller, world.cliques, of_set)
+    world.pods.add_handler(of_pod)
+    optional = world.optional
+    optional.prepare(ResourceClaim, lambda informer: informer.add_handler(claim_changed))
+    optional.prepare(
+        ResourceClaimTemplate, lambda informer: informer.add_handler(lambda _: all_sets())
+    )
+    for kind in (ResourceClaim, ResourceClaimTemplate):
+        optional.when_known(kind, all_sets)
+
+
+def _wake_domains(controller: Controller, world: World) -> None:
+    def of_set(obj: KubeObject) -> str:
+        pcs = world.sets.get_key(identity.set_key(obj))
+        return pcs.key if pcs is not None and groups_of(pcs) else ""
+
+    def all_sets() -> None:
+        for pcs in world.sets.list():
+            controller.enqueue(pcs.key)
+
+    controller.watch(world.sets, lambda pcs: [pcs.key] if groups_of(pcs) else [])
+    _gather(controller, world.cliques, of_set, deleted_only=True)
+    world.optional.prepare(
+        ComputeDomain, lambda informer: controller.watch(informer, lambda d: [identity.set_key(d)])
+    )
+    world.optional.when_known(ComputeDomain, all_sets)
+
+
+def _enqueue_all(controller: Controller, found: Iterable[KubeObject]) -> None:
+    for obj in found:
+        controller.enqueue(obj.key)
 
 
 def _same_terms(old: PodCliqueSet, new: PodCliqueSet) -> bool:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from spinney.api import names
 from spinney.api.codec import without_nulls
+from spinney.controllers.identity import clique_name, group_name, index_label, member_name
 from spinney.controllers.update.plan import read_plan
 
 if TYPE_CHECKING:
@@ -117,6 +119,26 @@ def _planned(obj: KubeObject) -> int | None:
 def find_clique(template: PodCliqueSetTemplate, name: str) -> PodCliqueTemplate | None:
     """Return the clique called *name*, or None."""
     return next((clique for clique in template.cliques if clique.name == name), None)
+
+
+def role_of(pcs: PodCliqueSet, clique: PodClique) -> PodCliqueTemplate | None:
+    """Return what the set says of a live *clique*, None if it no longer says anything.
+
+    Names are compared, not taken apart.
+    """
+    replica = index_label(clique.labels, names.SET_REPLICA_INDEX)
+    if replica is None:
+        return None
+    j = index_label(clique.labels, names.SCALING_GROUP_REPLICA_INDEX)
+    for role in pcs.spec.template.cliques:
+        group = group_of(pcs.spec.template, role.name)
+        if group is None:
+            name = clique_name(pcs.name, replica, role.name)
+        else:
+            name = member_name(group_name(pcs.name, replica, group.name), j or 0, role.name)
+        if name == clique.name:
+            return role
+    return None
 
 
 def group_of(template: PodCliqueSetTemplate, clique: str) -> ScalingGroupTemplate | None:

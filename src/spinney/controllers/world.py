@@ -6,9 +6,12 @@ reading.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
 
 from spinney.api import names
+from spinney.api.computedomain import ComputeDomain
 from spinney.api.core import (
     ControllerRevision,
     HorizontalPodAutoscaler,
@@ -17,6 +20,7 @@ from spinney.api.core import (
     RoleBinding,
     Service,
 )
+from spinney.api.devices import ResourceClaim, ResourceClaimTemplate
 from spinney.api.grove import (
     ClusterTopologyBinding,
     PodClique,
@@ -25,6 +29,10 @@ from spinney.api.grove import (
 )
 from spinney.api.podgang import PodGang
 from spinney.controllers import identity, topology
+from spinney.controllers.cliques import Place, pod_spec_of
+from spinney.controllers.optional_kinds import OptionalKinds
+from spinney.controllers.resourceclaims import refs
+from spinney.controllers.template import find_clique, group_of
 from spinney.controllers.update import revisions
 
 if TYPE_CHECKING:
@@ -70,6 +78,9 @@ class World:
         self.revisions: Informer[ControllerRevision] = runtime.informer(
             ControllerRevision, labels=MANAGED
         )
+        self.optional = OptionalKinds(
+            runtime, {ResourceClaim: MANAGED, ResourceClaimTemplate: "", ComputeDomain: MANAGED}
+        )
         self._targets: dict[str, tuple[object, Revision]] = {}
         self.sets.add_handler(self._forget_target)
         self._index()
@@ -96,6 +107,8 @@ class World:
         self.groups.add_index(_SET, _one(identity.set_key))
         self.gangs.add_index(_REPLICA, _one(identity.replica_key))
         self.gangs.add_index(_SET, _one(identity.set_key))
+        for kind in (ResourceClaim, ComputeDomain):
+            self.optional.prepare(kind, _index_by_set)
 
     def owned(self, informer: Informer[T], owner: KubeObject) -> dict[str, T]:
         """Return the objects that *owner* controls, by name."""
@@ -147,9 +160,10 @@ class World:
         own = clique.labels.get(names.POD_TEMPLATE_HASH, "")
         now = next((r for r in self.target(pcs).roles.values() if r.hash == own), None)
         for revision in self.stored(pcs):
-            for role in revision.roles.values():
+            for name, role in revision.roles.items():
                 if role.hash == pod_hash:
-                    return revisions.clique_as(clique, now, role, revision)
+                    found = revisions.clique_as(clique, now, role, revision)
+                    return _completed(found, revisions.at(pcs, revision), name)
         return None
 
     def cliques_of_set(self, key: str) -> list[PodClique]:
@@ -188,6 +202,44 @@ class World:
         """Return the cliques that start after the clique *key*."""
         return self.cliques.by_index(_PARENT, key)
 
+    def claims_of_set(self, key: str) -> dict[str, ResourceClaim]:
+        """Return the shared resource claims that are part of a set, by name."""
+        return self._optional_of_set(ResourceClaim, key)
+
+    def domains_of_set(self, key: str) -> dict[str, ComputeDomain]:
+        """Return the compute domains that are part of a set, by name."""
+        return self._optional_of_set(ComputeDomain, key)
+
+    def _optional_of_set(self, kind: type[T], key: str) -> dict[str, T]:
+        informer = self.optional.informer(kind)
+        found = informer.by_index(_SET, key) if informer is not None else []
+        return {obj.name: obj for obj in found}
+
+    def missing_claims(self, clique: PodClique, index: int | None = None) -> list[str]:
+        """Return the claims of the pods of *clique*, or of its pod *index*, that are not there.
+
+        Those of a former owner are on their way out and do not count.
+        """
+        notes = clique.metadata.annotations
+        if index is None:
+            wanted = [name for name in notes.get(refs.SHARED, "").split(",") if name]
+        else:
+            wanted = refs.pod_claims(clique.name, notes, index)
+        if not wanted:
+            return []
+        informer = self.optional.informer(ResourceClaim)
+        above = [
+            self.sets.get_key(identity.set_key(clique)),
+            self.groups.get_key(identity.group_key(clique)),
+        ]
+        owners = {owner.metadata.uid for owner in (clique, *above) if owner is not None}
+
+        def there(name: str) -> bool:
+            claim = informer.get(name, clique.namespace) if informer is not None else None
+            return claim is not None and not claim.deleting and claim.controller_uid() in owners
+
+        return [name for name in wanted if not there(name)]
+
     def pods_of_gang(self, key: str) -> list[Pod]:
         """Return the pods of a gang's cliques.
 
@@ -209,8 +261,24 @@ class World:
         return topology.keys_of(binding) if binding is not None else None
 
 
+def _completed(clique: PodClique, pcs: PodCliqueSet, role: str) -> PodClique:
+    """Return *clique*, of a *role* of the set as it was, with what a pod spec has by its place."""
+    template = find_clique(pcs.spec.template, role)
+    replica = identity.index_label(clique.labels, names.SET_REPLICA_INDEX)
+    if template is None or replica is None:
+        return clique
+    group_replica = identity.index_label(clique.labels, names.SCALING_GROUP_REPLICA_INDEX)
+    place = Place(replica, group_of(pcs.spec.template, role), group_replica)
+    spec = msgspec.structs.replace(clique.spec, pod_spec=pod_spec_of(pcs, template, place))
+    return msgspec.structs.replace(clique, spec=spec)
+
+
 def _one(key: Callable[[KubeObject], str]) -> Callable[[KubeObject], Iterable[str]]:
     return lambda obj: [found] if (found := key(obj)) else []
+
+
+def _index_by_set(informer: Informer[Any]) -> None:
+    informer.add_index(_SET, _one(identity.set_key))
 
 
 def _owner_of(obj: KubeObject) -> list[str]:

@@ -15,6 +15,7 @@ from spinney.api.core import Pod
 from spinney.controllers import identity
 from spinney.controllers.backends.backend import PodMarks
 from spinney.controllers.cliques import with_environment
+from spinney.controllers.resourceclaims import refs
 from spinney.controllers.update.plan import OWN
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ WAIT_CONTAINER = "grove-initc"
 _TOKEN_PATH = "/var/run/secrets/kubernetes.io/serviceaccount"
 _TOKEN_VOLUME = "grove-initc-token"
 _TOKEN_LIFE_S = 3600
+_OF_CLIQUES = {identity.TEMPLATE_REPLICAS, refs.PER_POD, refs.SHARED, *OWN}
+"""Annotations that say something to the clique's reconcilers, not of its pods."""
 
 
 def build_pod(
@@ -45,7 +48,9 @@ def build_pod(
     have to be ready. *marks* are those of the pod's scheduler.
     """
     marks = marks or PodMarks()
-    spec = with_environment(copy.deepcopy(clique.spec.pod_spec), _environment(clique))
+    own = refs.pod_claims(clique.name, clique.metadata.annotations, index)
+    spec = refs.with_claims(copy.deepcopy(clique.spec.pod_spec), map(refs.shared_reference, own))
+    spec = with_environment(spec, _environment(clique))
     spec |= marks.spec
     spec["hostname"] = f"{clique.name}-{index}"
     spec["subdomain"] = _service_name(clique)
@@ -54,9 +59,7 @@ def build_pod(
     if waits_for:
         _add_wait(spec, clique.namespace, waits_for, wait_image)
     annotations = {
-        key: value
-        for key, value in clique.metadata.annotations.items()
-        if key != identity.TEMPLATE_REPLICAS and key not in OWN
+        key: value for key, value in clique.metadata.annotations.items() if key not in _OF_CLIQUES
     }
     return {
         "apiVersion": Pod.RESOURCE.api_version,

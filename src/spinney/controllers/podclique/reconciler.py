@@ -30,6 +30,7 @@ from spinney.controllers.podclique.pod import WAIT_IMAGE, build_pod
 from spinney.controllers.podclique.status import clique_status, is_progress
 from spinney.controllers.podclique.unseen import UnseenWrites
 from spinney.controllers.template import clique_count
+from spinney.errors import SpinneyError
 from spinney.kube.controller import Result
 from spinney.kube.errors import ApiError, ConflictError, InvalidError, NotFoundError
 from spinney.kube.transport import JSON_PATCH
@@ -43,6 +44,14 @@ if TYPE_CHECKING:
     from spinney.controllers.world import World
     from spinney.kube.client import KubeClient
     from spinney.kube.events import EventRecorder
+
+
+_NAMED_CLAIMS = 3
+"""Missing claims that a message tells of one by one."""
+
+
+class ClaimsMissingError(SpinneyError):
+    """Pods cannot be made yet, because claims they share do not exist."""
 
 
 class PodCliqueReconciler:
@@ -82,16 +91,41 @@ class PodCliqueReconciler:
         pods = self._pods(clique)
         finished = [pod for pod in pods if is_finished(pod) and not pod.deleting]
         backoff_s = self._backoff.wait_s(key, (pod.metadata.uid for pod in finished))
-        todo = decide(clique, self._observe(clique, pods, backoff_s))
+        todo, lacking = self._with_claims(
+            clique, decide(clique, self._observe(clique, pods, backoff_s))
+        )
         errors = await self._perform(clique, todo)
         pods = self._pods(clique)
         if pods and all(map(is_ready, pods)) and len(pods) >= clique_count(clique).target:
             self._backoff.succeeded(key)
-        status_s = await self._report(key, clique, pods, errors)
+        status_s = await self._report(key, clique, pods, [*lacking, *errors])
         if errors:
             raise errors[0]
         waits = [s for s in (status_s, backoff_s if finished else None) if s]
         return Result(min(waits)) if waits else None
+
+    def _with_claims(
+        self, clique: PodClique, todo: Sequence[Action]
+    ) -> tuple[Sequence[Action], list[Exception]]:
+        """Return *todo* without pods that share a claim that is not there, and what they lack.
+
+        The claim's appearance brings the clique back here.
+        """
+        missing = self._world.missing_claims(clique)
+        made: list[Action] = []
+        lacking = set(missing)
+        for action in todo:
+            index = action.index if isinstance(action, CreatePod) else None
+            own = self._world.missing_claims(clique, index) if index is not None else []
+            if index is None or not (missing or own):
+                made.append(action)
+            lacking |= set(own)
+        if not lacking or len(made) == len(todo):
+            return todo, []
+        named = ", ".join(sorted(lacking)[:_NAMED_CLAIMS])
+        return made, [
+            ClaimsMissingError(f"pods wait for resource claims that are missing: {named}")
+        ]
 
     def _forget(self, key: str) -> None:
         self._unseen.forget(self._uids.pop(key, ""))

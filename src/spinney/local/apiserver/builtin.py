@@ -228,7 +228,11 @@ def _cluster() -> list[Kind]:
         Kind(core.PriorityClass.RESOURCE, generation=True, columns=columns.PRIORITY_CLASSES),
         Kind(Resource("storage.k8s.io", "v1", "StorageClass", "storageclasses", False, ("sc",))),
         Kind(Resource("node.k8s.io", "v1", "RuntimeClass", "runtimeclasses", False)),
-        Kind(Resource(resource, "v1", "ResourceClaim", "resourceclaims"), status=True),
+        Kind(
+            Resource(resource, "v1", "ResourceClaim", "resourceclaims"),
+            status=True,
+            validate=_immutable_spec_errors,
+        ),
         Kind(Resource(resource, "v1", "ResourceClaimTemplate", "resourceclaimtemplates")),
         Kind(Resource(resource, "v1", "DeviceClass", "deviceclasses", False), generation=True),
         Kind(
@@ -338,6 +342,12 @@ def _immutable_data_errors(obj: Unstructured, old: Unstructured | None) -> list[
         for key in ("data", "binaryData", "immutable")
         if obj.get(key) != old.get(key)
     ]
+
+
+def _immutable_spec_errors(obj: Unstructured, old: Unstructured | None) -> list[FieldError]:
+    if old is None or obj.get("spec") == old.get("spec"):
+        return []
+    return [FieldError("spec", "FieldValueInvalid", "field is immutable")]
 
 
 def _default_workload(obj: Unstructured, old: Unstructured | None, world: World) -> None:
