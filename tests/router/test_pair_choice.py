@@ -142,10 +142,6 @@ PLACES = st.tuples(*(st.sampled_from(["", "a", "b"]) for _ in range(3)))
 COUNTS = st.integers(0, 300)
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="where only some workers tell their place, the pair may cost a step of distance more",
-)
 @given(
     st.lists(st.one_of(PLACES, st.just(())), min_size=1, max_size=4),
     st.lists(st.one_of(PLACES, st.just(())), min_size=1, max_size=4),

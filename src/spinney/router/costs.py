@@ -10,13 +10,22 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from spinney.perfmodel.step_model import Distance
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+    Ints = NDArray[np.int64]
+
 REMEMBERED = 65_536
 """Answers of the model that are kept; then they are asked for anew."""
+TABLE_CELLS = 1 << 21
+"""Answers about decoding that are kept by position too, eight bytes each."""
 CONTEXT_STEP = 256
 """Contexts are rounded up to so many tokens, so that few questions differ."""
 DECODE_HORIZON = 64
@@ -42,6 +51,10 @@ class Costs(Protocol):
         """Return what it costs to compute *tokens* of which the first *cached* are there."""
         ...
 
+    def prefill_all(self, tokens: int, cached: Ints) -> Floats:
+        """Return `prefill` for many workers at once."""
+        ...
+
     def queued(self, tokens: int) -> float:
         """Return what it costs to wait for *tokens* of other prompts."""
         ...
@@ -50,12 +63,27 @@ class Costs(Protocol):
         """Return what decoding costs beside *sequences*; *added_tokens* come with this one."""
         ...
 
+    def decode_all(self, sequences: Ints, context_tokens: Ints, added_tokens: int) -> Floats:
+        """Return `decode` for many workers at once."""
+        ...
+
     def transfer(self, tokens: int, distance: Distance | None) -> float:
-        """Return what it costs to move the KV of *tokens*; None is an unknown distance."""
+        """Return what it costs to move the KV of *tokens*; None is an unknown distance.
+
+        A farther distance never costs less than a nearer one.
+        """
+        ...
+
+    def transfer_all(self, tokens: Ints, distance: Distance | None) -> Floats:
+        """Return `transfer` for many workers at once."""
         ...
 
     def stall(self, sequences: int, prefill: float) -> float:
         """Return what it costs the *sequences* that decode where a prompt of *prefill* runs."""
+        ...
+
+    def stall_all(self, sequences: Ints, prefill: Floats) -> Floats:
+        """Return `stall` for many workers at once."""
         ...
 
 
@@ -91,6 +119,10 @@ class TokenCosts:
         """See `Costs`."""
         return max(0, tokens - cached)
 
+    def prefill_all(self, tokens: int, cached: Ints) -> Floats:
+        """See `Costs`."""
+        return np.maximum(0, tokens - cached).astype(np.float64)
+
     def queued(self, tokens: int) -> float:
         """See `Costs`."""
         return tokens
@@ -99,13 +131,26 @@ class TokenCosts:
         """See `Costs`: what this one adds is the same everywhere, and left out."""
         return sequences * self.decode_request_tokens + context_tokens * self.context_token_weight
 
+    def decode_all(self, sequences: Ints, context_tokens: Ints, added_tokens: int) -> Floats:
+        """See `Costs`."""
+        return sequences * self.decode_request_tokens + context_tokens * self.context_token_weight
+
     def transfer(self, tokens: int, distance: Distance | None) -> float:
         """See `Costs`."""
         return 0.0 if distance is None else tokens * self.transfer_weights[distance]
 
+    def transfer_all(self, tokens: Ints, distance: Distance | None) -> Floats:
+        """See `Costs`."""
+        weight = 0.0 if distance is None else self.transfer_weights[distance]
+        return tokens.astype(np.float64) * weight
+
     def stall(self, sequences: int, prefill: float) -> float:
         """See `Costs`."""
         return 0.0
+
+    def stall_all(self, sequences: Ints, prefill: Floats) -> Floats:
+        """See `Costs`."""
+        return np.zeros(len(sequences))
 
 
 class StepTimes(Protocol):
@@ -131,6 +176,9 @@ class ModelCosts:
         self._queue_ms_per_token = 1000 * model.prefill_s(model.chunk_tokens) / model.chunk_tokens
         self._prefills: dict[tuple[int, int], float] = {}
         self._decodes: dict[tuple[int, int], float] = {}
+        self._transfers: dict[tuple[int, Distance], float] = {}
+        self._table: Floats = np.full((1, 1), np.nan)
+        """The same by position, as far as `TABLE_CELLS` allows; NaN is not asked yet."""
 
     @property
     def unit(self) -> str:
@@ -152,6 +200,11 @@ class ModelCosts:
             found = self._prefills[key] = 1000 * self._model.prefill_s(tokens, cached)
         return found
 
+    def prefill_all(self, tokens: int, cached: Ints) -> Floats:
+        """See `Costs`."""
+        values, which = np.unique(cached, return_inverse=True)
+        return np.array([self.prefill(tokens, each) for each in values.tolist()])[which]
+
     def queued(self, tokens: int) -> float:
         """See `Costs`."""
         return tokens * self._queue_ms_per_token
@@ -167,11 +220,54 @@ class ModelCosts:
             found = self._decodes[key] = 1000 * DECODE_HORIZON * step_s
         return found
 
+    def decode_all(self, sequences: Ints, context_tokens: Ints, added_tokens: int) -> Floats:
+        """See `Costs`."""
+        if not len(sequences):
+            return np.zeros(0)
+        rows = sequences + 1
+        columns = -(-(context_tokens + added_tokens) // CONTEXT_STEP)
+        if not self._reaches(int(rows.max()), int(columns.max())):
+            asked = zip(sequences.tolist(), context_tokens.tolist(), strict=True)
+            return np.array([self.decode(*each, added_tokens) for each in asked])
+        found: Floats = self._table[rows, columns]
+        for at in np.flatnonzero(np.isnan(found)).tolist():
+            cost = self.decode(int(sequences[at]), int(context_tokens[at]), added_tokens)
+            found[at] = self._table[rows[at], columns[at]] = cost
+        return found
+
+    def _reaches(self, row: int, column: int) -> bool:
+        """Have the table reach *row* and *column*; tell whether it may."""
+        rows, columns = self._table.shape
+        if row < rows and column < columns:
+            return True
+        wanted = (max(rows, 1 << row.bit_length()), max(columns, 1 << column.bit_length()))
+        if wanted[0] * wanted[1] > TABLE_CELLS:
+            return False
+        table = np.full(wanted, np.nan)
+        table[:rows, :columns] = self._table
+        self._table = table
+        return True
+
     def transfer(self, tokens: int, distance: Distance | None) -> float:
         """See `Costs`: an unknown distance is as far as any."""
-        far = Distance.FAR if distance is None else distance
-        return 1000 * self._model.transfer_s(self._model.kv_bytes(tokens), far)
+        key = (tokens, Distance.FAR if distance is None else distance)
+        found = self._transfers.get(key)
+        if found is None:
+            if len(self._transfers) >= REMEMBERED:
+                self._transfers.clear()
+            moved = self._model.transfer_s(self._model.kv_bytes(tokens), key[1])
+            found = self._transfers[key] = 1000 * moved
+        return found
+
+    def transfer_all(self, tokens: Ints, distance: Distance | None) -> Floats:
+        """See `Costs`."""
+        values, which = np.unique(tokens, return_inverse=True)
+        return np.array([self.transfer(each, distance) for each in values.tolist()])[which]
 
     def stall(self, sequences: int, prefill: float) -> float:
+        """See `Costs`."""
+        return STALL_WEIGHT * sequences * prefill
+
+    def stall_all(self, sequences: Ints, prefill: Floats) -> Floats:
         """See `Costs`."""
         return STALL_WEIGHT * sequences * prefill

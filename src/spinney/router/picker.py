@@ -5,7 +5,10 @@ choice. Prefill and decode are chosen together, as the pair of the lowest sum. A
 unit, that of `Policy.costs`: the work a worker has before it and the work this request would add.
 
 Invariant: a choice never names a worker that is not ready, is draining, serves another model or
-has another role than the stage needs.
+has another role than the stage needs, and never two workers of different revisions.
+
+What stands here looks at every pair of workers and is the specification; `spinney.router.fleet`
+makes the same choice of many workers in less time.
 """
 
 from __future__ import annotations
@@ -14,14 +17,15 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from heapq import nsmallest
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from spinney.perfmodel.step_model import Distance
 from spinney.router.costs import Costs, TokenCosts
-from spinney.router.workers import Role, Stage, Worker
+from spinney.router.workers import Role, Stage, Worker, may_pair
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+    from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
     from random import Random
 
 
@@ -122,6 +126,9 @@ class Candidate:
     """What the cost is the sum of; ``transfer`` is known of a pair only, and stands at the pick."""
 
 
+LAST_RESORT = "last-resort"
+
+
 @dataclass(frozen=True, slots=True)
 class Pick:
     """One worker for one stage, and why it and no other."""
@@ -133,6 +140,10 @@ class Pick:
     terms: Mapping[str, float] = field(default_factory=dict)
     """What the cost is the sum of."""
 
+    def as_last_resort(self) -> Pick:
+        """Return it as picked for want of a better one."""
+        return replace(self, reason=LAST_RESORT)
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -142,7 +153,7 @@ class Choice:
     decode: Pick
     prefill: Pick | None
     why_mode: str
-    candidates: tuple[Candidate, ...] = ()
+    candidates: Sequence[Candidate] = ()
     """The cheapest `SHOWN_CANDIDATES` of each stage."""
     rejected: Mapping[str, int] = field(default_factory=dict)
     """How many workers each filter took out."""
@@ -159,6 +170,8 @@ class Nobody:
 
 
 SHOWN_CANDIDATES = 8
+REVISIONS_DIFFER = "revisions-differ"
+"""Why a decode worker prefills: no prefill worker is of a revision that a decode worker is of."""
 
 
 def pick(ask: Ask, view: View, policy: Policy, rng: Random) -> Choice | Nobody:
@@ -172,7 +185,7 @@ def pick(ask: Ask, view: View, policy: Policy, rng: Random) -> Choice | Nobody:
     prefillers = _prefillers(roster.prefillers, ask, view, rejected) if may_split else []
     table = _Table(ask, view, policy, rng)
     option = _cheapest(table, decoders, prefillers)
-    decode = replace(option.decode, reason="last-resort") if last_resort else option.decode
+    decode = option.decode.as_last_resort() if last_resort else option.decode
     shown = (*table.shown(Stage.PREFILL, prefillers), *table.shown(Stage.DECODE, decoders))
     return Choice(
         option.mode,
@@ -186,9 +199,16 @@ def pick(ask: Ask, view: View, policy: Policy, rng: Random) -> Choice | Nobody:
     )
 
 
-def pick_prefill(ask: Ask, view: View, policy: Policy, rng: Random) -> Pick | None:
-    """Return another prefill worker for *ask*, or None when there is none left."""
-    prefillers = _prefillers(view.roster(ask.model).prefillers, ask, view, Counter())
+def pick_prefill(
+    ask: Ask, view: View, policy: Policy, rng: Random, decode: Worker | None = None
+) -> Pick | None:
+    """Return another prefill worker for *ask*, or None when there is none left.
+
+    It may pair with *decode*, where that is chosen already.
+    """
+    found = view.roster(ask.model).prefillers
+    able = [worker for worker in found if decode is None or may_pair(worker, decode)]
+    prefillers = _prefillers(able, ask, view, Counter())
     if not prefillers:
         return None
     table = _Table(ask, view, policy, rng)
@@ -241,7 +261,7 @@ def _prefillers(found: list[Worker], ask: Ask, view: View, rejected: Counter[str
 # Score
 
 
-class _Terms(NamedTuple):
+class Terms(NamedTuple):
     """What a worker costs a request, by where it comes from."""
 
     queue: float = 0.0
@@ -252,9 +272,11 @@ class _Terms(NamedTuple):
 
     @property
     def total(self) -> float:
+        """What it costs in all."""
         return self.queue + self.prefill + self.decode + self.stall + self.transfer
 
     def named(self) -> dict[str, float]:
+        """Return what it consists of."""
         return {name: round(cost, 3) for name, cost in self._asdict().items() if cost}
 
 
@@ -278,24 +300,24 @@ class _Table:
         """Return the prompt tokens that *worker* would have to compute."""
         return self._ask.prompt_tokens - self._cached.get(worker.name, 0)
 
-    def prefill(self, worker: Worker) -> _Terms:
+    def prefill(self, worker: Worker) -> Terms:
         """Return what it costs to have *worker* compute the prompt for another."""
         queued = self._loads.get(worker.name, IDLE).prefill_tokens
         cached = self._cached.get(worker.name, 0)
         costs = self._costs
-        return _Terms(costs.queued(queued), costs.prefill(self._ask.prompt_tokens, cached))
+        return Terms(costs.queued(queued), costs.prefill(self._ask.prompt_tokens, cached))
 
-    def decode(self, worker: Worker) -> _Terms:
+    def decode(self, worker: Worker) -> Terms:
         """Return what it costs to have *worker* decode, once it has the prompt."""
         load = self._loads.get(worker.name, IDLE)
         costs = self._costs
         # Prefills that wait there interrupt the sequences that decode.
-        return _Terms(
+        return Terms(
             queue=costs.queued(load.prefill_tokens),
             decode=costs.decode(load.decode_requests, load.context_tokens, self._ask.prompt_tokens),
         )
 
-    def whole(self, worker: Worker) -> _Terms:
+    def whole(self, worker: Worker) -> Terms:
         """Return what it costs to have *worker* do both."""
         load = self._loads.get(worker.name, IDLE)
         prefill = self._costs.prefill(self._ask.prompt_tokens, self._cached.get(worker.name, 0))
@@ -305,6 +327,12 @@ class _Table:
     def transfer(self, worker: Worker, distance: Distance | None) -> float:
         """Return what it costs to move to *worker* what it has not cached."""
         return self._costs.transfer(self.uncached(worker), distance)
+
+    def pair(self, before: Worker, after: Worker) -> float:
+        """Return what it costs *after* to decode what *before* has computed."""
+        if not may_pair(before, after):
+            return inf
+        return self.decode(after).total + self.transfer(after, distance(before, after))
 
     def may_serve_whole(
         self, decoders: list[Worker], prefillers: list[Worker]
@@ -333,15 +361,9 @@ class _Table:
         tied = [at for at, cost in enumerate(costs) if cost == best]
         return self._rng.choice(sorted(tied, key=lambda at: workers[at].name))
 
-    def pick(self, worker: Worker, terms: _Terms, among: int, *, near: bool = False) -> Pick:
+    def pick(self, worker: Worker, terms: Terms, among: int, *, near: bool = False) -> Pick:
         """Return *worker* as picked, and why."""
-        if among == 1:
-            reason = "only-one"
-        elif terms.prefill and self._ask.cached.get(worker.name):
-            reason = "prefix"
-        else:
-            reason = "near" if near else "least-work"
-        return Pick(worker, terms.total, reason, terms.named())
+        return picked(self._ask, worker, terms, among, near=near)
 
     def shown(self, stage: Stage, workers: list[Worker]) -> Iterator[Candidate]:
         """Yield what is worth remembering of the cheapest *workers*."""
@@ -357,8 +379,21 @@ class _Table:
 # Pick
 
 
+def picked(ask: Ask, worker: Worker, terms: Terms, among: int, *, near: bool = False) -> Pick:
+    """Return *worker* as picked of *among* workers, and why."""
+    if among == 1:
+        reason = "only-one"
+    elif terms.prefill and ask.cached.get(worker.name):
+        reason = "prefix"
+    else:
+        reason = "near" if near else "least-work"
+    return Pick(worker, terms.total, reason, terms.named())
+
+
 @dataclass(frozen=True, slots=True)
-class _Option:
+class Option:
+    """A way to serve a request, and what it costs."""
+
     mode: Mode
     why: str
     decode: Pick
@@ -367,51 +402,71 @@ class _Option:
     first_token: float
 
 
-def _cheapest(table: _Table, decoders: list[Worker], prefillers: list[Worker]) -> _Option:
+def _cheapest(table: _Table, decoders: list[Worker], prefillers: list[Worker]) -> Option:
     """Return the cheaper of serving whole and splitting; whole where they cost the same."""
     whole = _whole(table, decoders, prefillers)
     if not prefillers or (whole is not None and whole.why == "short-prompt"):
         assert whole is not None
         return whole
     split = _split(table, decoders, prefillers)
+    if split is None:
+        return whole or _whole_among(table, decoders, REVISIONS_DIFFER)
     return whole if whole is not None and whole.cost <= split.cost else split
 
 
-def _whole(table: _Table, decoders: list[Worker], prefillers: list[Worker]) -> _Option | None:
+def _whole(table: _Table, decoders: list[Worker], prefillers: list[Worker]) -> Option | None:
     """Return who would best serve the whole request, if somebody may."""
     able, why = table.may_serve_whole(decoders, prefillers)
-    if not able:
-        return None
+    return _whole_among(table, able, why) if able else None
+
+
+def _whole_among(table: _Table, able: list[Worker], why: str) -> Option:
     at = table.least(able, [table.whole(worker).total for worker in able])
     worker, terms = able[at], table.whole(able[at])
-    both = worker.role is Role.BOTH
-    return _Option(
+    return whole_option(table.pick(worker, terms, len(able)), terms, why)
+
+
+def whole_option(picked: Pick, terms: Terms, why: str) -> Option:
+    """Return the way on which the decode worker prefills."""
+    both = picked.worker.role is Role.BOTH
+    return Option(
         Mode.AGGREGATED if both else Mode.LOCAL_PREFILL,
         "serves-whole" if both and why != "short-prompt" else why,
-        table.pick(worker, terms, len(able)),
+        picked,
         None,
         terms.total,
         terms.queue + terms.prefill,
     )
 
 
-def _split(table: _Table, decoders: list[Worker], prefillers: list[Worker]) -> _Option:
-    """Return the pair of the lowest sum, transfer included."""
-    reach = _Reach(table, decoders)
-    sums = [table.prefill(worker).total + reach.least(worker) for worker in prefillers]
-    prefill = prefillers[table.least(prefillers, sums)]
-    costs = [reach.cost(at, prefill) for at in range(len(decoders))]
-    at = table.least(decoders, costs)
-    decode, moved = decoders[at], reach.transfer(at, prefill)
-    before, after = table.prefill(prefill), table.decode(decode)._replace(transfer=moved)
-    near = reach.placed and distance(prefill, decode) not in (None, Distance.FAR)
-    return _Option(
+def _split(table: _Table, decoders: list[Worker], prefillers: list[Worker]) -> Option | None:
+    """Return the pair of the lowest sum, transfer included; None where no two may pair."""
+    costs = [[table.pair(before, after) for after in decoders] for before in prefillers]
+    sums = [table.prefill(worker).total + min(costs[at]) for at, worker in enumerate(prefillers)]
+    if min(sums) == inf:
+        return None
+    first = table.least(prefillers, sums)
+    prefill, decode = prefillers[first], decoders[table.least(decoders, costs[first])]
+    far = distance(prefill, decode)
+    before = table.prefill(prefill)
+    after = table.decode(decode)._replace(transfer=table.transfer(decode, far))
+    return split_option(
+        table.pick(decode, after, len(decoders), near=far not in (None, Distance.FAR)),
+        table.pick(prefill, before, len(prefillers)),
+        before,
+        after,
+    )
+
+
+def split_option(decode: Pick, prefill: Pick, before: Terms, after: Terms) -> Option:
+    """Return the way that goes through two workers."""
+    return Option(
         Mode.DISAGGREGATED,
         "split",
-        table.pick(decode, after, len(decoders), near=near),
-        table.pick(prefill, before, len(prefillers)),
+        decode,
+        prefill,
         before.total + after.total,
-        before.total + moved + after.queue,
+        before.total + after.transfer + after.queue,
     )
 
 
@@ -423,56 +478,3 @@ def distance(one: Worker, other: Worker) -> Distance | None:
         if here and here == there:
             return Distance(far)
     return Distance.FAR
-
-
-class _Reach:
-    """What decoding costs each decode worker, seen from where a prompt is computed.
-
-    The best of each domain is found once, so that choosing a pair looks at every worker once and
-    not at every pair.
-    """
-
-    def __init__(self, table: _Table, decoders: list[Worker]) -> None:
-        self._table = table
-        self._decoders = decoders
-        self._costs = [table.decode(worker).total for worker in decoders]
-        self.placed = any(worker.places for worker in decoders)
-        self._anywhere = self._best(range(len(decoders)), None)
-        self._far = self._best(range(len(decoders)), Distance.FAR) if self.placed else 0.0
-        self._near: dict[tuple[int, str], float] = {}
-        if self.placed:
-            self._find_near()
-
-    def least(self, prefill: Worker) -> float:
-        """Return what the best decode worker costs for a prompt that *prefill* computes."""
-        if not self.placed or not prefill.places:
-            return self._anywhere
-        near = (
-            self._near[far, place]
-            for far, place in enumerate(prefill.places)
-            if (far, place) in self._near
-        )
-        return min((self._far, *near))
-
-    def cost(self, at: int, prefill: Worker) -> float:
-        """Return what decode worker number *at* costs for such a prompt."""
-        return self._costs[at] + self.transfer(at, prefill)
-
-    def transfer(self, at: int, prefill: Worker) -> float:
-        """Return the part of it that is for moving KV."""
-        worker = self._decoders[at]
-        return self._table.transfer(worker, distance(prefill, worker))
-
-    def _best(self, indices: Iterable[int], far: Distance | None) -> float:
-        return min(
-            self._costs[at] + self._table.transfer(self._decoders[at], far) for at in indices
-        )
-
-    def _find_near(self) -> None:
-        domains: dict[tuple[int, str], list[int]] = {}
-        for at, worker in enumerate(self._decoders):
-            for far, place in enumerate(worker.places):
-                if place:
-                    domains.setdefault((far, place), []).append(at)
-        for (far, place), indices in domains.items():
-            self._near[far, place] = self._best(indices, Distance(far))

@@ -72,6 +72,7 @@ def worker_of(pod: Pod, node: Node | None = None) -> Worker | None:
         places=places_of(node),
         kv_events=_zmq(host, _port(pod, KV_EVENTS_PORT)),
         kv_replay=_zmq(host, _port(pod, KV_REPLAY_PORT)),
+        revisions=frozenset(filter(None, pod.labels.get(names.REVISION, "").split("."))),
     )
 
 

@@ -53,6 +53,8 @@ class Worker:
     """Where it publishes KV events, as ``tcp://host:port``; empty when it does not."""
     kv_replay: str = ""
     """Where it sends events again that were missed."""
+    revisions: frozenset[str] = frozenset()
+    """Revisions of its set that it belongs to; none where it does not say."""
 
     @property
     def available(self) -> bool:
@@ -63,6 +65,13 @@ class Worker:
     def decodes(self) -> bool:
         """Whether it can stream an answer."""
         return self.role is not Role.PREFILL
+
+
+def may_pair(one: Worker, other: Worker) -> bool:
+    """Tell whether KV of one worker is KV for the other: not where their revisions differ."""
+    if not one.revisions or not other.revisions:
+        return True
+    return not one.revisions.isdisjoint(other.revisions)
 
 
 class WorkerSource(Protocol):
