@@ -1,9 +1,9 @@
 """Tables of placements: a snapshot document in, the state of every pod out.
 
-Documents take the way of ``spinney schedule``: read as a file, run as cycles, reported. A case says
-for each gang or pod, by the start of pods' names, what becomes of its pods: ``B a`` is bound to node
-a, ``P a`` waits for room on a that is not free yet, ``E a`` leaves a, ``R a`` runs there, ``L a`` is
-being deleted there, ``-`` stays pending. What counts is how many of each there are.
+Documents take the way of ``spinney schedule``: read as a file, run as cycles, reported. A case
+says for each gang or pod, by the start of pods' names, what becomes of its pods: ``B a`` is bound
+to node a, ``P a`` waits for room on a that is not free yet, ``E a`` leaves a, ``R a`` runs there,
+``L a`` is being deleted there, ``-`` stays pending. What counts is how many of each there are.
 """
 
 from __future__ import annotations
@@ -72,9 +72,7 @@ class Table:
         return test_case
 
 
-def run(
-    document: dict[str, Any], config: dict[str, Any] | None = None, cycles: int = 1
-) -> Report:
+def run(document: dict[str, Any], config: dict[str, Any] | None = None, cycles: int = 1) -> Report:
     """Run cycles on *document* as ``spinney schedule`` does."""
     found = read(yaml.safe_dump(document))
     settings = read_config(yaml.safe_dump(config)) if config else SchedulerConfig()

@@ -237,9 +237,7 @@ case(
     "a pod that ended counts neither for the minimum nor for room",
     {"g": "-, -, B a"},
     nodes=[node("a", 1)],
-    gangs=[
-        gang("g", group("p", [{"state": "succeeded"}, {"state": "failed"}, {}], 1, minimum=1))
-    ],
+    gangs=[gang("g", group("p", [{"state": "succeeded"}, {"state": "failed"}, {}], 1, minimum=1))],
 )
 case(
     "two gangs that fit one at a time: the first is placed, the other waits",

@@ -174,10 +174,7 @@ case(
     gangs=[
         gang(
             "g",
-            *(
-                replica(f"r{n}", group("a", 1, 1), group("b", 1, 1), minimum=1)
-                for n in range(2)
-            ),
+            *(replica(f"r{n}", group("a", 1, 1), group("b", 1, 1), minimum=1) for n in range(2)),
         )
     ],
 )

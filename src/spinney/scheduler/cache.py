@@ -390,6 +390,8 @@ class Cache:
         base_key = base.key if base is not None else key
         family_keys = {base_key, *self._scaled.get(base_key, ())} - {key}
         family = [self._pods[p] for g in family_keys for p in self._active.get(g, ())]
+        scaled = sorted(self._scaled.get(key, ()))
+        followers = (self._pending_of(gang) for gang in scaled)
         return gang_of(
             podgang,
             self._pods,
@@ -397,7 +399,11 @@ class Cache:
             topology=podgang.metadata.annotations.get(names.TOPOLOGY_NAME, ""),
             base=base,
             family=tuple(sorted(family, key=lambda p: p.key)),
+            followers=tuple(pods for pods in followers if pods),
         )
+
+    def _pending_of(self, gang: str) -> tuple[PodInfo, ...]:
+        return tuple(self._pods[key] for key in sorted(self._waiting.get(gang, ())))
 
     def _spec(self, key: str, members: Iterable[PodInfo]) -> GangSpec | None:
         found = self._specs.get(key)

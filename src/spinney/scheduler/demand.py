@@ -50,6 +50,8 @@ class Demand:
     """Equal for demands that differ in the names of pods and groups only."""
     alternatives: tuple[Demand, ...] = ()
     """Other demands that would do as well, where a group needs only some of its children."""
+    followers: tuple[tuple[Batch, ...], ...] = ()
+    """What has to go to the same domain afterwards: one that holds it too is the better one."""
 
     @property
     def pods(self) -> int:
@@ -79,7 +81,8 @@ def floor_demand(session: Session, gang: Gang) -> Demand | None:
     for leaves in itertools.islice(_choices(session, gang.root), MAX_CHOICES):
         demand = _floor(session, gang, leaves)
         if demand is not None:
-            found.setdefault(demand.signature, demand)
+            followers = tuple(_batches(session, pods) for pods in gang.followers)
+            found.setdefault(demand.signature, replace(demand, followers=followers))
     if len(found) < 2:
         return next(iter(found.values()), None)
     first, *others = found.values()

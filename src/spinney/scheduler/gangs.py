@@ -90,6 +90,12 @@ class Gang:
     """Whether it may be displaced; None until that is looked up from labels and priority."""
     stale_grace_s: float | None = None
     """How long it may run below its minimum; None: as the configuration says."""
+    stale_since_s: float | None = None
+    """Since when it runs below its minimum, where another scheduler has written that down."""
+    preemption_delay_s: float = 0.0
+    """How long it waits before others are displaced for it."""
+    followers: tuple[tuple[PodInfo, ...], ...] = ()
+    """The pending pods of each gang that was scaled out from it: they have to go where it goes."""
 
     @property
     def order(self) -> tuple[int, str, str]:
@@ -129,11 +135,13 @@ def gang_of(
     topology: str = "",
     base: PodGang | None = None,
     family: tuple[PodInfo, ...] = (),
+    followers: tuple[tuple[PodInfo, ...], ...] = (),
 ) -> Gang:
     """Return the tree of *podgang*.
 
     *base* is the gang it was scaled out from, whose own constraint holds for it too; *family*
-    are the pods on nodes of the gangs that share that constraint.
+    are the pods on nodes of the gangs that share that constraint, *followers* the pending ones of
+    each gang that was scaled out from this one.
     """
     spec = podgang_spec(podgang)
     root = _listed(spec.root, pods)
@@ -147,7 +155,9 @@ def gang_of(
             waiting = f"waits until its base gang {base.name} is placed"
         root = Group(base.key, required, preferred, (root,), anchors=family)
     created = podgang.metadata.creation_timestamp or ""
-    return Gang(podgang.key, root, priority, created, topology, waiting=waiting)
+    return Gang(
+        podgang.key, root, priority, created, topology, waiting=waiting, followers=followers
+    )
 
 
 def tree_of(spec: GangSpec, pods: Iterable[PodInfo], *, priority: int) -> Gang:

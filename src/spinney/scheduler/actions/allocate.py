@@ -309,9 +309,7 @@ def _grow_group(session: Session, growth: _Growth, failures: _Failures) -> bool:
 _WHOLE_GROUP = -1
 
 
-def _placed_beyond(
-    session: Session, growth: _Growth, demand: Demand, failures: _Failures
-) -> bool:
+def _placed_beyond(session: Session, growth: _Growth, demand: Demand, failures: _Failures) -> bool:
     """Place *demand*, which is beyond the gang's minimum, if its queue and the nodes let it."""
     refusal = session.refusal(growth.gang, demand)
     if refusal:

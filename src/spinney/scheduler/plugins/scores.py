@@ -62,7 +62,7 @@ class NominatedNode:
     ) -> NDArray[np.float64]:
         """Return 1 for the node named, if there is one."""
         found = session.layout.index.get(cls.shape.nominated, -1)
-        return (rows == found).astype(np.float64)
+        return np.asarray(rows == found, np.float64)
 
 
 class PreferredAffinity:

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from spinney.scheduler.demand import make_demand
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from spinney.scheduler.demand import Demand
+    from spinney.scheduler.demand import Batch, Demand
     from spinney.scheduler.session import Session
     from spinney.scheduler.snapshot import Layout
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 _EPSILON = 1e-9
+FOLLOWERS_LOOKED_AT = 8
+"""Gangs scaled out from one that count for where it goes."""
 
 
 @dataclass(frozen=True)
@@ -180,8 +184,24 @@ def in_order(
         best = np.full(part.count, np.iinfo(np.int64).max)
         np.minimum.at(best, part.codes, rank[part.rows])
         columns.append(best[able])
+    if demand.followers:
+        columns.append(-_room_for_followers(session, demand, part)[able])
     columns.append(-_held_count(session, demand, part)[able])
     return [int(able[at]) for at in np.lexsort(columns)]
+
+
+def _room_for_followers(session: Session, demand: Demand, part: Partition) -> Ints:
+    """Return how many of the demand's followers each domain may hold beside it, in their order."""
+    found = np.zeros(part.count, np.int64)
+    together: tuple[Batch, ...] = ()
+    for batches in demand.followers[:FOLLOWERS_LOOKED_AT]:
+        together += batches
+        both = make_demand(demand.name, demand.required, "", (demand,), together, demand.held)
+        fits = enough(session, both, part)
+        found += fits
+        if not fits.any():
+            break
+    return found
 
 
 def _held_count(session: Session, demand: Demand, part: Partition) -> Floats:
