@@ -6,17 +6,21 @@ Invariant: the number of threads is settled before the libraries that read it ar
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from spinney.cmd.group import MemberModel, place_in_group, run_member
 from spinney.cmd.worker import run_worker, worker_options, worker_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from spinney.clock import Clock
-    from spinney.engine.assembly import Engine
+    from spinney.cmd.group import Place
+    from spinney.engine.assembly import Engine, EngineSettings
+    from spinney.engine.group.member import Membership
     from spinney.ids import IdSource
     from spinney.tracing import Tracer
 
@@ -46,6 +50,9 @@ def engine(**options: Any) -> None:
     A prefill worker is asked for one token with kv_transfer_params {"do_remote_decode": true} and
     answers with parameters; the same request with those goes to a decode worker, which pulls the
     KV and streams the answer.
+
+    With --tensor-parallel-size 2 or more it is one of so many processes that share the model: rank
+    0 serves, the others compute with it, and all end when one does.
     """
     # Libraries read these when they are loaded, which is below.
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -58,9 +65,48 @@ def engine(**options: Any) -> None:
         torch_dtype=options["dtype"],
     )
 
+    place = place_in_group(options)
+    if place.rank:
+        return run_member(options, place, lambda: _model_part(settings))
+    return _serve_engine(options, settings, place)
+
+
+def _serve_engine(options: dict[str, Any], settings: EngineSettings, place: Place) -> None:
+    from spinney.engine.assembly import arithmetic, build_engine, load_model
+    from spinney.engine.group.leader import Terms
+
+    model = load_model(settings)
+    terms = Terms(
+        place.ranks,
+        model.checkpoint.fingerprint,
+        arithmetic(settings),
+        settings.block_size,
+        model.num_blocks,
+    )
+    leader = place.leader()
+
     def build(clock: Clock, ids: IdSource, timer: Callable[[], float], tracer: Tracer) -> Engine:
-        from spinney.engine.assembly import build_engine
+        return build_engine(
+            settings, clock=clock, ids=ids, timer=timer, tracer=tracer, model=model, group=leader
+        )
 
-        return build_engine(settings, clock=clock, ids=ids, timer=timer, tracer=tracer)
+    run_worker(options, build, None if leader is None else lambda: leader.form(terms))
 
-    run_worker(options, build)
+
+def _model_part(settings: EngineSettings) -> MemberModel:
+    """Return what a member computes with its part of the model."""
+    from spinney.engine.assembly import arithmetic, load_model, make_executor
+    from spinney.engine.group.data_link import MemberSum, obey
+    from spinney.engine.part import Part
+
+    model = load_model(settings)
+
+    def build(rank: int, membership: Membership) -> Callable[[], None]:
+        part = Part(rank, settings.ranks, MemberSum(membership.link))
+        sizes = replace(settings, block_size=membership.block_size)
+        executor = make_executor(sizes, model.checkpoint, membership.num_blocks, part)
+        heads = len(executor.layout.shard_heads(part.shard(executor.layout)))
+        block_bytes = executor.layout.block_bytes // executor.layout.kv_heads * heads
+        return lambda: obey(membership.link, executor, block_bytes)
+
+    return MemberModel(model.checkpoint.fingerprint, arithmetic(settings), build)

@@ -7,16 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from spinney.cmd.group import MemberModel, place_in_group, run_member
 from spinney.cmd.worker import run_worker, worker_options, worker_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from spinney.clock import Clock
+    from spinney.cmd.group import Place
     from spinney.engine.assembly import Engine
+    from spinney.engine.group.data_link import DataLink
+    from spinney.engine.group.member import Membership
     from spinney.ids import IdSource
     from spinney.tracing import Tracer
 
+MOCK = "mock"
+"""What the processes of a mock's group have in common."""
 EXAMPLES = """\b
 Examples:
   spinney mock                                          paced as the demo model on a CPU
@@ -45,16 +51,40 @@ def mock(**options: Any) -> None:
     own. A token is a function of all tokens before it, as far as the KV blocks really hold them.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    place = place_in_group(options)
+    if place.rank:
+        return run_member(options, place, _idle_part)
+    return _serve_mock(options, place)
+
+
+def _serve_mock(options: dict[str, Any], place: Place) -> None:
+    from spinney.engine.group.leader import Terms
+    from spinney.engine.mock.assembly import MockSettings, build_mock
     from spinney.perfmodel.profile import load_step_model
+    from spinney.perfmodel.step_model import Distance
 
     model = load_step_model(options["profile"])
+    how = MockSettings(model, options["speed_up"], Distance[options["distance"].upper()])
     settings = worker_settings(options)
+    leader = place.leader()
+    terms = Terms(place.ranks, MOCK, MOCK, settings.block_size, settings.num_blocks)
 
     def build(clock: Clock, ids: IdSource, timer: Callable[[], float], tracer: Tracer) -> Engine:
-        from spinney.engine.mock.assembly import MockSettings, build_mock
-        from spinney.perfmodel.step_model import Distance
+        return build_mock(
+            settings, how, clock=clock, ids=ids, timer=timer, tracer=tracer, group=leader
+        )
 
-        how = MockSettings(model, options["speed_up"], Distance[options["distance"].upper()])
-        return build_mock(settings, how, clock=clock, ids=ids, timer=timer, tracer=tracer)
+    run_worker(options, build, None if leader is None else lambda: leader.form(terms))
 
-    run_worker(options, build)
+
+def _idle_part() -> MemberModel:
+    """Return what a member of a mock does: it is there, and waits for the end."""
+
+    def build(_: int, membership: Membership) -> Callable[[], None]:
+        return lambda: _until_closed(membership.link)
+
+    return MemberModel(MOCK, MOCK, build)
+
+
+def _until_closed(link: DataLink) -> None:
+    link.receive()

@@ -19,12 +19,13 @@ import click
 
 from spinney import log as logs
 from spinney.clock import SystemClock
+from spinney.cmd.group import GROUP
 from spinney.cmd.traces import tracing
 from spinney.ids import RandomIds
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from spinney.clock import Clock
     from spinney.engine.assembly import Engine, EngineSettings
@@ -98,7 +99,7 @@ _PROCESS = (
 
 def worker_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give *command* the flags every worker has."""
-    for option in reversed(_NAMING + _SIZES + _HANDOVER + _PROCESS):
+    for option in reversed(_NAMING + _SIZES + GROUP + _HANDOVER + _PROCESS):
         command = option(command)
     return command
 
@@ -139,27 +140,37 @@ def worker_settings(options: dict[str, Any], **further: Any) -> EngineSettings:
         kv_events_replay_endpoint=options["kv_events_replay_endpoint"],
         kv_events_topic=options["kv_events_topic"],
         seed=options["seed"],
+        ranks=options["tensor_parallel_size"],
         **further,
     )
 
 
-def run_worker(options: dict[str, Any], build: Build) -> None:
-    """Serve what *build* returns until a signal comes; then drain, and return."""
+def run_worker(
+    options: dict[str, Any], build: Build, before: Callable[[], Awaitable[None]] | None = None
+) -> None:
+    """Serve what *build* returns until a signal comes; then drain, and return.
+
+    *before* is awaited first, before the HTTP port is opened.
+    """
     import uvloop
 
     logs.configure(level=options["log_level"], json=options["log_json"])
     sys.setswitchinterval(GIL_SWITCH_S)
     process = Process(options["host"], options["port"], options["drain_timeout"])
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(build, process))
+        runner.run(_serve(build, process, before))
 
 
-async def _serve(build: Build, process: Process) -> None:
+async def _serve(
+    build: Build, process: Process, before: Callable[[], Awaitable[None]] | None
+) -> None:
     from prometheus_client import disable_created_metrics
 
     from spinney.listener import listen
 
     log = logs.get_logger("engine")
+    if before is not None:
+        await before()
     listener = listen(process.host, process.port, advice="give a free --port")
     disable_created_metrics()  # type: ignore[no-untyped-call]
     clock = SystemClock()
@@ -204,6 +215,8 @@ async def _run(built: Engine, listener: socket.socket, process: Process) -> None
         parts = [group.create_task(watched(built.service.run()))]
         if built.transfer is not None:
             parts.append(group.create_task(watched(built.transfer.serve())))
+        if built.group is not None:
+            parts.append(group.create_task(watched(built.group.run(stop.set))))
         http = group.create_task(server.serve(sockets=[listener]))
         await stop.wait()
         await built.service.drain(0 if failures else process.drain_timeout_s)
@@ -213,6 +226,8 @@ async def _run(built: Engine, listener: socket.socket, process: Process) -> None
             part.cancel()
     if failures:
         raise failures[0]
+    if built.group is not None:
+        built.group.dismiss()
 
 
 def _on_signal(stop: asyncio.Event) -> None:

@@ -27,6 +27,7 @@ class Endpoint:
     engine_id: str
     host: str
     port: int
+    ranks: int = 1
 
 
 @dataclass(slots=True)
@@ -84,7 +85,7 @@ def lease_params(lease: Lease, endpoint: Endpoint, cached_tokens: int) -> dict[s
         "remote_request_id": lease.handle,
         "remote_host": endpoint.host,
         "remote_port": endpoint.port,
-        "tp_size": 1,
+        "tp_size": endpoint.ranks,
         "dcp_size": 1,
         "pp_size": 1,
         "remote_num_tokens": lease.num_tokens,

@@ -7,7 +7,7 @@ a test build the same engine. Invariant: what cannot work is a BadInputError bef
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from random import Random
@@ -21,7 +21,10 @@ from spinney.engine.call_trace import CallTracer
 from spinney.engine.checkpoint import load_checkpoint, read_json
 from spinney.engine.core import CoreConfig, EngineCore
 from spinney.engine.engine_metrics import EngineMetrics
+from spinney.engine.group.data_link import LeaderSum
+from spinney.engine.group.executor import GroupExecutor
 from spinney.engine.numpy_executor import NumpyExecutor
+from spinney.engine.part import WHOLE, Part, check_ranks
 from spinney.engine.protocol import Limits
 from spinney.engine.server import EngineApp, ServedModel
 from spinney.engine.service import EngineService, Parts
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
     from spinney.clock import Clock
     from spinney.engine.checkpoint import Checkpoint
     from spinney.engine.executor import Executor
+    from spinney.engine.group.leader import GroupLeader
     from spinney.engine.tokenizer import Tokenizer
     from spinney.engine.worker_thread import Turns
     from spinney.ids import IdSource
@@ -82,6 +86,8 @@ class EngineSettings:
     torch_device: str = "cpu"
     torch_dtype: str = "float32"
     threads: int = 1
+    ranks: int = 1
+    """Processes that share the model; this one is the first."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,8 +108,22 @@ class Backend:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Model:
+    """What is read from a model directory, and the sizes that settings make of it."""
+
+    directory: Path
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    max_model_len: int
+    num_blocks: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Engine:
-    """A built engine. `EngineService.run` and `TransferServer.serve` have to be running."""
+    """A built engine. `EngineService.run` and `TransferServer.serve` have to be running.
+
+    So has `GroupLeader.run`, where there is a *group*.
+    """
 
     settings: EngineSettings
     service: EngineService
@@ -113,6 +133,7 @@ class Engine:
     publisher: EventSink | None
     backend: Backend
     model: ServedModel
+    group: GroupLeader | None = None
 
     @property
     def executor(self) -> Executor:
@@ -128,6 +149,8 @@ class Engine:
         """End the thread and close sockets; call it when nothing runs any more."""
         self.backend.turns.stop()
         self.executor.close()
+        if self.group is not None:
+            self.group.close()
         if self.publisher is not None:
             self.publisher.close()
 
@@ -155,8 +178,36 @@ def build_engine(
     registry: CollectorRegistry | None = None,
     connector: Connector | None = None,
     tracer: Tracer = NO_TRACER,
+    model: Model | None = None,
+    group: GroupLeader | None = None,
 ) -> Engine:
-    """Load the model and build the engine; needs a running loop. Raises BadInputError."""
+    """Load the model, unless it is given, and build the engine; needs a running loop.
+
+    *group* is complete. Raises BadInputError.
+    """
+    model = model or load_model(settings)
+    part, links = WHOLE, () if group is None else group.links
+    if links:
+        part = Part(0, settings.ranks, LeaderSum(links))
+    executor = make_executor(settings, model.checkpoint, model.num_blocks, part)
+    backend = Backend(
+        executor=GroupExecutor(executor, links) if links else executor,
+        tokenizer=model.tokenizer,
+        directory=model.directory,
+        limits=Limits(
+            model.checkpoint.config.vocab_size, model.max_model_len, _defaults(model.directory)
+        ),
+        turns=WorkerThread(f"engine-{settings.engine_id}"),
+        connector=connector or TcpConnector(shared_memory=settings.kv_shared_memory),
+    )
+    built = assemble(
+        settings, backend, clock=clock, ids=ids, timer=timer, registry=registry, tracer=tracer
+    )
+    return replace(built, group=group)
+
+
+def load_model(settings: EngineSettings) -> Model:
+    """Read the model's directory; raise BadInputError when it, or the settings, cannot be used."""
     directory = model_directory(settings.model)
     checkpoint = load_checkpoint(directory)
     tokenizer = load_tokenizer(directory)
@@ -165,18 +216,9 @@ def build_engine(
             f"{directory}: tokenizer.json has {tokenizer.vocab_size} tokens, the model "
             f"{checkpoint.config.vocab_size}; they do not belong together"
         )
+    check_ranks(checkpoint.config, settings.ranks)
     max_len, num_blocks = pool_size(settings, checkpoint.config.max_position_embeddings)
-    backend = Backend(
-        executor=make_executor(settings, checkpoint, num_blocks),
-        tokenizer=tokenizer,
-        directory=directory,
-        limits=Limits(checkpoint.config.vocab_size, max_len, _defaults(directory)),
-        turns=WorkerThread(f"engine-{settings.engine_id}"),
-        connector=connector or TcpConnector(shared_memory=settings.kv_shared_memory),
-    )
-    return assemble(
-        settings, backend, clock=clock, ids=ids, timer=timer, registry=registry, tracer=tracer
-    )
+    return Model(directory, checkpoint, tokenizer, max_len, num_blocks)
 
 
 def assemble(
@@ -235,8 +277,10 @@ def assemble(
     return Engine(settings, service, core, app, transfer, publisher, backend, model)
 
 
-def make_executor(settings: EngineSettings, checkpoint: Checkpoint, num_blocks: int) -> Executor:
-    """Return the executor that the settings name."""
+def make_executor(
+    settings: EngineSettings, checkpoint: Checkpoint, num_blocks: int, part: Part = WHOLE
+) -> Executor:
+    """Return the executor that the settings name, for *part* of the model."""
     if settings.executor == "torch":
         try:
             # Only here, so that everything else starts, and installs, without torch.
@@ -252,8 +296,16 @@ def make_executor(settings: EngineSettings, checkpoint: Checkpoint, num_blocks: 
             device=settings.torch_device,
             dtype=settings.torch_dtype,
             threads=settings.threads,
+            part=part,
         )
-    return NumpyExecutor(checkpoint, num_blocks=num_blocks, block_size=settings.block_size)
+    return NumpyExecutor(
+        checkpoint, num_blocks=num_blocks, block_size=settings.block_size, part=part
+    )
+
+
+def arithmetic(settings: EngineSettings) -> str:
+    """Return what the ranks of a group have to have in common beside the model."""
+    return f"{settings.executor} {settings.torch_dtype if settings.executor == 'torch' else ''}"
 
 
 def pool_size(settings: EngineSettings, positions: int) -> tuple[int, int]:
@@ -323,7 +375,7 @@ def _endpoint(settings: EngineSettings, transfer: TransferServer | None) -> Endp
         return None
     port = settings.kv_port if transfer is None else transfer.port
     port = settings.kv_advertise_port or port
-    return Endpoint(settings.engine_id, settings.kv_host, port)
+    return Endpoint(settings.engine_id, settings.kv_host, port, settings.ranks)
 
 
 def served_names(settings: EngineSettings, directory: Path) -> tuple[str, ...]:

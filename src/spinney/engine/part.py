@@ -26,8 +26,8 @@ class Collective(Protocol):
     def total(self, partial: FloatArray) -> FloatArray:
         """Return the sum of every rank's *partial*, the same bits at each; may reuse *partial*.
 
-        Every rank has to call it, in the same order and with the same shape. Raises OSError when a
-        rank is gone.
+        Every rank has to call it, in the same order and with the same shape. Raises GroupLostError
+        when a rank is gone.
         """
         ...
 

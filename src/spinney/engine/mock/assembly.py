@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from spinney.clock import Clock
     from spinney.engine.assembly import Engine, EngineSettings
+    from spinney.engine.group.leader import GroupLeader
     from spinney.engine.tokenizer import Tokenizer
     from spinney.ids import IdSource
     from spinney.kv.event_stream import EventSink
@@ -63,6 +64,7 @@ def build_mock(
     timer: Callable[[], float],
     registry: CollectorRegistry | None = None,
     events: EventSink | None = None,
+    group: GroupLeader | None = None,
     tracer: Tracer = NO_TRACER,
 ) -> Engine:
     """Build a mock engine; needs a running loop. Raises BadInputError."""
@@ -77,6 +79,7 @@ def build_mock(
         max_model_len=settings.max_model_len,
         vocab_size=tokenizer.vocab_size,
         tokens=speakable(tokenizer),
+        ranks=settings.ranks,
     )
     backend = Backend(
         executor=executor,
@@ -99,7 +102,7 @@ def build_mock(
     )
     if mock.in_memory is not None and settings.role != "decode":
         mock.in_memory[settings.kv_host, settings.kv_port] = engine.service
-    return engine
+    return replace(engine, group=group)
 
 
 def speakable(tokenizer: Tokenizer) -> list[int]:
