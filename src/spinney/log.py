@@ -6,6 +6,7 @@ import logging
 import sys
 from typing import Any, cast
 
+import msgspec
 import structlog
 
 Logger = structlog.typing.FilteringBoundLogger
@@ -16,10 +17,14 @@ def get_logger(component: str, **fields: Any) -> Logger:
     return cast("Logger", structlog.get_logger(component=component, **fields))
 
 
+def _as_json(line: object, **_: object) -> str:
+    return msgspec.json.encode(line, enc_hook=repr).decode()
+
+
 def configure(*, level: str = "info", json: bool = False) -> None:
     """Write the process's logs to stderr, for people or as JSON. Called once, by ``cmd``."""
     renderer: Any = (
-        structlog.processors.JSONRenderer()
+        structlog.processors.JSONRenderer(serializer=_as_json)
         if json
         else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )

@@ -74,7 +74,7 @@ class Collector:
         return found
 
     def tree(self, trace: str, below: str | None = None) -> list[Any]:
-        """Return names of spans, each that has some with those below it, in the order they began."""
+        """Return the names of spans in the order they began, each before those below it."""
         if below is None:
             root = self.root(trace)
             return [root.name, self.tree(trace, root.id)]
