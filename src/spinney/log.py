@@ -1,15 +1,31 @@
-"""Structured logs: an event name and fields, one line per decision."""
+"""Structured logs: an event name and fields, one line per decision; always on standard error."""
 
 from __future__ import annotations
 
 import logging
 import sys
-from typing import Any, cast
+from typing import Any, TextIO, cast
 
 import msgspec
 import structlog
 
 Logger = structlog.typing.FilteringBoundLogger
+
+
+class _StandardError:
+    """Standard error as it is when something is written, not as it was at the start."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+_LINES = structlog.PrintLoggerFactory(file=cast("TextIO", _StandardError()))
+
+if not structlog.is_configured():
+    structlog.configure(logger_factory=_LINES)
 
 
 def get_logger(component: str, **fields: Any) -> Logger:
@@ -39,6 +55,6 @@ def configure(*, level: str = "info", json: bool = False) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(
             logging.getLevelNamesMapping()[level.upper()]
         ),
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        logger_factory=_LINES,
         cache_logger_on_first_use=True,
     )

@@ -16,6 +16,7 @@ from spinney.clock import LoopClock
 from spinney.ids import RandomIds
 from spinney.kube.controller import Runtime
 from spinney.kube.events import EventRecorder
+from spinney.scheduler.config import SchedulerConfig
 from spinney.scheduler.live import read_cluster
 from spinney.scheduler.offline import OfflineCluster
 from spinney.scheduler.scenario import objects
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
     from spinney.sim.cluster import SimulatedCluster
 
+ALLOCATE = SchedulerConfig(actions=("allocate",))
+"""Evicted pods of this file's gangs would not come back: they have no controller."""
+
 
 @contextlib.asynccontextmanager
 async def running_scheduler(cluster: SimulatedCluster, seconds: float) -> AsyncIterator[None]:
@@ -35,7 +39,7 @@ async def running_scheduler(cluster: SimulatedCluster, seconds: float) -> AsyncI
     loop, rng = asyncio.get_running_loop(), random.Random(1)
     events = EventRecorder(cluster.client, LoopClock(loop), RandomIds(rng), "scheduler")
     runtime = Runtime(cluster.client, LoopClock(loop), rng=rng)
-    register(runtime, RandomIds(rng), events)
+    register(runtime, RandomIds(rng), events, ALLOCATE)
     task = loop.create_task(runtime.run())
     await asyncio.sleep(seconds)
     yield
@@ -76,7 +80,7 @@ def test_a_saved_state_is_scheduled_offline_as_the_live_scheduler_does_it(seed: 
                 await asyncio.sleep(rng.choice((0, 1.5)))
             text = write(scenario_of(await read_cluster(cluster.client), cluster.clock.now()))
             saved = read(text)
-            offline = OfflineCluster(objects(saved), now_s=first_cycle_s(saved)).run(3)
+            offline = OfflineCluster(objects(saved), ALLOCATE, first_cycle_s(saved)).run(3)
             planned = {p.pod.partition("/")[2]: p.node for p in offline.pods if p.node}
             async with running_scheduler(cluster, 5):
                 assert await bound(cluster) == planned, text

@@ -63,7 +63,7 @@ def call(command: click.Command, *arguments: str, state: str = STATE) -> tuple[i
     result = CliRunner().invoke(command, list(arguments), obj=session, standalone_mode=False)
     if result.exception is not None:
         raise result.exception
-    return result.return_value or 0, result.output
+    return result.return_value or 0, result.stdout
 
 
 def test_a_set_that_fits_is_shown_with_its_nodes() -> None:

@@ -1,6 +1,6 @@
 """Pod groups of other schedulers' APIs: KAI's, with sub-groups, and the upstream ones.
 
-Spinney places what they describe; it writes none of them.
+Spinney places what they describe, and writes in their status why that does not work.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from spinney.api.meta import ApiStruct, KubeObject
+from spinney.api.meta import ApiStruct, Condition, KubeObject
 from spinney.api.resource import Resource
 
 POD_GROUP_NAME = "pod-group-name"
@@ -54,6 +54,25 @@ class PodGroupSpec(ApiStruct):
     scheduling_backoff: int | None = None
 
 
+class SchedulingCondition(ApiStruct, kw_only=True):
+    """Why a group is not placed on the nodes of one pool."""
+
+    type: str
+    node_pool: str
+    status: str
+    reason: str = ""
+    message: str = ""
+    transition_id: str = msgspec.field(default="", name="transitionID")
+    """Counts the changes: the highest is the last."""
+    last_transition_time: str | None = None
+
+
+class PodGroupStatus(ApiStruct):
+    """How a group fares."""
+
+    scheduling_conditions: list[SchedulingCondition] = []
+
+
 class PodGroup(KubeObject):
     """A gang as KAI Scheduler describes it."""
 
@@ -61,6 +80,7 @@ class PodGroup(KubeObject):
         "scheduling.run.ai", "v2alpha2", "PodGroup", "podgroups"
     )
     spec: PodGroupSpec = msgspec.field(default_factory=PodGroupSpec)
+    status: PodGroupStatus = msgspec.field(default_factory=PodGroupStatus)
 
 
 class WorkloadSpec(ApiStruct):
@@ -86,6 +106,12 @@ class UpstreamPodGroupSpec(ApiStruct):
     priority_class_name: str = ""
 
 
+class UpstreamPodGroupStatus(ApiStruct):
+    """How the gang fares."""
+
+    conditions: list[Condition] = []
+
+
 class UpstreamPodGroup(KubeObject):
     """The upstream gang; pods name it in ``spec.schedulingGroup.podGroupName``."""
 
@@ -93,3 +119,4 @@ class UpstreamPodGroup(KubeObject):
         "scheduling.k8s.io", "v1alpha2", "PodGroup", "podgroups"
     )
     spec: UpstreamPodGroupSpec = msgspec.field(default_factory=UpstreamPodGroupSpec)
+    status: UpstreamPodGroupStatus = msgspec.field(default_factory=UpstreamPodGroupStatus)

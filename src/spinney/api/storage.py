@@ -25,10 +25,25 @@ class PersistentVolume(KubeObject):
     spec: PersistentVolumeSpec = msgspec.field(default_factory=PersistentVolumeSpec)
 
 
+SELECTED_NODE = "volume.kubernetes.io/selected-node"
+"""Annotation of a volume claim: the node for whose pod a volume is to be made."""
+
+
+class StorageClass(KubeObject):
+    """How volumes are made."""
+
+    RESOURCE: ClassVar[Resource] = Resource(
+        "storage.k8s.io", "v1", "StorageClass", "storageclasses", False, short_names=("sc",)
+    )
+    provisioner: str = ""
+    volume_binding_mode: str = "Immediate"
+
+
 class PersistentVolumeClaimSpec(ApiStruct):
-    """Which volume a claim is bound to."""
+    """Which volume a claim is bound to, and how one is made for it."""
 
     volume_name: str = ""
+    storage_class_name: str = ""
 
 
 class PersistentVolumeClaim(KubeObject):

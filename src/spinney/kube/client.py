@@ -389,9 +389,22 @@ class KubeClient:
         response = await self._send(request)
         return msgspec.json.decode(response.body, type=Scale)
 
-    async def bind(self, name: str, namespace: str, node: str, *, uid: str = "") -> None:
-        """Assign a pod to *node*; raise ConflictError when it is assigned or is another pod."""
-        metadata = {"name": name, "namespace": namespace} | ({"uid": uid} if uid else {})
+    async def bind(
+        self,
+        name: str,
+        namespace: str,
+        node: str,
+        *,
+        uid: str = "",
+        annotations: dict[str, str] | None = None,
+    ) -> None:
+        """Assign a pod to *node*; raise ConflictError when it is assigned or is another pod.
+
+        The pod gets *annotations* in the same write.
+        """
+        metadata: dict[str, Any] = {"name": name, "namespace": namespace}
+        metadata |= {"uid": uid} if uid else {}
+        metadata |= {"annotations": annotations} if annotations else {}
         body = {
             "apiVersion": "v1",
             "kind": "Binding",

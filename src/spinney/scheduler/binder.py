@@ -1,32 +1,39 @@
-"""Tells the API what was decided, bindings and evictions: pod by pod, several at a time.
+"""Tells the API which pod goes where: gang by gang, the pods of one gang several at a time.
 
-A binding cannot be taken back, so a gang of which some binds succeed and others fail stays bound in
-part: its bound pods count and pin the domain, and the next cycle places the others beside them
-under the same constraints. A bind that fails for good takes back the assumption of its pod only.
-Nothing is bound twice: the API refuses a pod that has a node, or that is another pod by now.
+A binding cannot be taken back. So a gang's first pod is bound alone: two schedulers that place one
+gang at a time both begin with the same pod, one of them is refused, and gives up the whole gang.
+From then on the first failure ends the gang's turn: pods that are not sent yet return to
+pending, those that are bound stay, count and pin the domain, and the next cycle places the others
+beside them under the same constraints or, where that cannot be, the gang is evicted as stale.
+
+Before each binding the node is looked at again: when another scheduler has used the room
+meanwhile, that is a failure too. Nothing is bound twice: the API refuses a pod that has a node, or
+that is another pod by now.
 """
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from spinney.api.core import Pod
-from spinney.clock import rfc3339
-from spinney.kube import transport as wire
-from spinney.kube.errors import ApiError, BusyError, NotFoundError
+from spinney.errors import SpinneyError
+from spinney.kube.errors import ApiError, BusyError, ConflictError
 from spinney.kube.transport import TransportError
 from spinney.log import get_logger
+from spinney.scheduler.bind_claims import NoVolumeError
+from spinney.scheduler.device_allocation import NoDevicesError
+from spinney.scheduler.gpu_share import devices_for, gpu_memory_mib
+from spinney.scheduler.shapes import DEVICES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from spinney.clock import Clock
     from spinney.kube.client import KubeClient
-    from spinney.kube.events import EventRecorder
-    from spinney.kube.informer import Informer
+    from spinney.scheduler.bind_claims import ClaimBinder
     from spinney.scheduler.cache import Cache
-    from spinney.scheduler.verdict import Binding, Eviction
+    from spinney.scheduler.verdict import Binding
 
 CONCURRENT_BINDS = 32
 """Binding calls that are under way at a time."""
@@ -35,135 +42,128 @@ BIND_ATTEMPTS = 4
 BIND_RETRY_S = 0.1
 """The wait after the first failed try; it doubles."""
 
-CONCURRENT_EVICTIONS = 32
-"""Gangs that are being evicted at a time; the pods of one go one after the other."""
-DISRUPTION_TARGET = "DisruptionTarget"
-EVICTED_REASON = "PreemptionByScheduler"
-EVICTED_EVENT = "Evicted"
+RECEIVED = "received-resource-type"
+"""Annotation of a pod that got a part of a GPU: ``Fraction``."""
 
 log = get_logger("scheduler")
+
+
+class RoomLostError(SpinneyError):
+    """A node cannot take a pod any more that was placed there."""
+
+
+@dataclass(slots=True)
+class BindReport:
+    """What became of some bindings."""
+
+    bound: list[Binding] = field(default_factory=list)
+    failed: list[Binding] = field(default_factory=list)
+    """Pods that are pending again: their own binding failed, or another of their gang did."""
+    conflicts: int = 0
+    """Failures because somebody else was faster: with the pod, or with room on its node."""
 
 
 class Binder:
     """Sends bindings, and keeps the cache's assumptions true."""
 
-    def __init__(self, client: KubeClient, cache: Cache) -> None:
+    def __init__(self, client: KubeClient, cache: Cache, claims: ClaimBinder) -> None:
         self._client = client
         self._cache = cache
+        self._claims = claims
 
-    async def bind(self, bindings: Sequence[Binding]) -> list[Binding]:
-        """Assume all *bindings*, send them, and return those that failed for good."""
+    async def bind(self, bindings: Sequence[Binding]) -> BindReport:
+        """Assume all *bindings*, send them, and return what became of them."""
+        gangs: dict[str, list[Binding]] = {}
         for binding in bindings:
-            self._cache.assume(binding.pod, binding.node)
-        slots = asyncio.Semaphore(CONCURRENT_BINDS)
-        failed: list[Binding] = []
+            self._assume(binding)
+            gangs.setdefault(binding.gang, []).append(binding)
+        slots, report = asyncio.Semaphore(CONCURRENT_BINDS), BindReport()
         async with asyncio.TaskGroup() as group:
-            for binding in bindings:
-                await slots.acquire()
-                task = group.create_task(self._bind(binding, failed))
-                task.add_done_callback(lambda _: slots.release())
-        return failed
+            for members in gangs.values():
+                group.create_task(_GangTurn(self, slots, report).run(members))
+        return report
 
-    async def _bind(self, binding: Binding, failed: list[Binding]) -> None:
+    def _assume(self, binding: Binding) -> None:
+        pod, node = self._cache.pod(binding.pod), self._cache.node(binding.node)
+        devices: tuple[str, ...] = ()
+        if pod is not None and pod.shape.share is not None and node is not None:
+            memory_mib = gpu_memory_mib(node.labels)
+            devices = devices_for(pod.shape.share, self._cache.sharers(node.name), memory_mib)
+        self._cache.assume(binding.pod, binding.node, devices)
+
+    async def send(self, binding: Binding) -> None:
+        """Bind one pod; raise RoomLostError, or what the API says in the end."""
+        if conflict := self._cache.conflict(binding.pod):
+            raise RoomLostError(f"pod {binding.pod} is placed anew: {conflict}")
+        await self._claims.settle(binding)
+        pod = self._cache.pod(binding.pod)
+        annotations = {}
+        if pod is not None and pod.shape.share is not None:
+            annotations = {RECEIVED: "Fraction", DEVICES: ",".join(pod.gpu_groups)}
+        await self._send(binding, annotations)
+
+    async def _send(self, binding: Binding, annotations: dict[str, str]) -> None:
         namespace, _, name = binding.pod.partition("/")
-        try:
-            await self._send(name, namespace, binding)
-        except (ApiError, TransportError) as error:
-            self._cache.forget(binding.pod)
-            failed.append(binding)
-            log.warning("bind failed", pod=binding.pod, node=binding.node, error=str(error))
-
-    async def _send(self, name: str, namespace: str, binding: Binding) -> None:
         for attempt in range(BIND_ATTEMPTS):
             try:
-                await self._client.bind(name, namespace, binding.node, uid=binding.uid)
+                await self._client.bind(
+                    name, namespace, binding.node, uid=binding.uid, annotations=annotations
+                )
             except (BusyError, TransportError) as error:
                 if attempt + 1 == BIND_ATTEMPTS:
                     raise
                 asked_s = error.retry_after_s if isinstance(error, BusyError) else 0.0
                 await asyncio.sleep(max(asked_s, BIND_RETRY_S * 2**attempt))
+            except ConflictError:
+                if attempt == 0 or not await self._is_bound(binding):
+                    raise
+                return
             else:
                 return
 
+    async def give_up(self, binding: Binding) -> None:
+        """Take the assumption of *binding* back."""
+        self._cache.forget(binding.pod)
+        await self._claims.release(binding)
 
-class Evictor:
-    """Sends evictions, a gang at a time, so that no gang is left in part.
+    async def _is_bound(self, binding: Binding) -> bool:
+        """Tell whether the pod is on its node already: an answer to us was lost."""
+        namespace, _, name = binding.pod.partition("/")
+        pod = await self._client.get(Pod, name, namespace)
+        return pod.metadata.uid == binding.uid and pod.spec.node_name == binding.node
 
-    A disruption budget that refuses a gang's first pod spares the gang. One that refuses a later
-    pod comes too late, and the pod is deleted: half of a gang is of no use to anyone.
-    """
 
-    def __init__(
-        self,
-        client: KubeClient,
-        clock: Clock,
-        events: EventRecorder,
-        cache: Cache,
-        pods: Informer[Pod],
-    ) -> None:
-        self._client = client
-        self._clock = clock
-        self._events = events
-        self._cache = cache
-        self._pods = pods
+class _GangTurn:
+    """The bindings of one gang, up to the first that fails."""
 
-    async def evict(self, evictions: Sequence[Eviction]) -> list[Eviction]:
-        """Evict all, and return those that did not work, of which the pods go on running."""
-        slots = asyncio.Semaphore(CONCURRENT_EVICTIONS)
-        failed: list[Eviction] = []
+    def __init__(self, binder: Binder, slots: asyncio.Semaphore, report: BindReport) -> None:
+        self._binder = binder
+        self._slots = slots
+        self._report = report
+        self._broken = False
 
-        async def one(members: list[Eviction]) -> None:
-            async with slots:
-                failed.extend(await self._gang(members))
-
-        gangs: dict[str, list[Eviction]] = {}
-        for eviction in evictions:
-            gangs.setdefault(eviction.gang, []).append(eviction)
+    async def run(self, members: Sequence[Binding]) -> None:
+        first, *others = sorted(members, key=lambda binding: binding.pod)
+        await self._one(first)
         async with asyncio.TaskGroup() as group:
-            for members in gangs.values():
-                group.create_task(one(members))
-        return failed
+            for binding in others:
+                group.create_task(self._one(binding))
 
-    async def _gang(self, members: list[Eviction]) -> list[Eviction]:
-        for at, eviction in enumerate(members):
-            try:
-                await self._evict(eviction, insist=at > 0)
-            except (ApiError, TransportError) as error:
-                log.warning("eviction failed", pod=eviction.pod, error=str(error))
-                return members[at:]
-            self._cache.displace(eviction.pod)
-        return []
+    async def _one(self, binding: Binding) -> None:
+        async with self._slots:
+            if not self._broken and await self._sent(binding):
+                self._report.bound.append(binding)
+                return
+        self._broken = True
+        await self._binder.give_up(binding)
+        self._report.failed.append(binding)
 
-    async def _evict(self, eviction: Eviction, *, insist: bool) -> None:
-        namespace, _, name = eviction.pod.partition("/")
-        pod = self._pods.get(name, namespace)
-        if pod is None or pod.metadata.uid != eviction.uid:
-            return
+    async def _sent(self, binding: Binding) -> bool:
         try:
-            await self._announce(pod, eviction)
-            await self._client.evict(name, namespace)
-        except NotFoundError:
-            return
-        except BusyError:
-            if not insist:
-                raise
-            await self._client.delete(Pod, name, namespace, uid=eviction.uid)
-        self._events.event(pod, "Normal", EVICTED_EVENT, f"{eviction.action}: {eviction.message}")
-        log.info("pod evicted", pod=eviction.pod, action=eviction.action, room=eviction.made_for)
-
-    async def _announce(self, pod: Pod, eviction: Eviction) -> None:
-        condition = {
-            "type": DISRUPTION_TARGET,
-            "status": "True",
-            "reason": EVICTED_REASON,
-            "message": eviction.message,
-            "lastTransitionTime": rfc3339(self._clock.now()),
-        }
-        await self._client.patch(
-            Pod,
-            pod.name,
-            {"metadata": {"uid": eviction.uid}, "status": {"conditions": [condition]}},
-            pod.namespace,
-            content_type=wire.STRATEGIC_PATCH,
-            subresource="status",
-        )
+            await self._binder.send(binding)
+        except (ApiError, TransportError, RoomLostError, NoDevicesError, NoVolumeError) as error:
+            conflict = isinstance(error, ConflictError | RoomLostError)
+            self._report.conflicts += conflict
+            log.warning("bind failed", pod=binding.pod, node=binding.node, error=str(error))
+            return False
+        return True

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from spinney.api.podgang import PodGang
     from spinney.api.podgroup import PodGroup, UpstreamPodGroup, Workload
     from spinney.api.queue import Queue
-    from spinney.api.storage import PersistentVolume, PersistentVolumeClaim
+    from spinney.api.storage import PersistentVolume, PersistentVolumeClaim, StorageClass
     from spinney.scheduler.gangs import Gang
     from spinney.scheduler.shapes import PodState
     from spinney.scheduler.sources.spec import GroupSpec
@@ -80,10 +80,12 @@ class Cache:
         self._workloads: dict[str, dict[str, GroupSpec]] = {}
         self._classes: dict[str, PriorityClass] = {}
         self._topologies: dict[str, tuple[str, ...]] = {}
-        self._assumed: dict[str, tuple[str, str]] = {}
-        """Pod key to its uid and the node it was sent to."""
+        self._assumed: dict[str, tuple[str, str, tuple[str, ...]]] = {}
+        """Pod key to its uid, the node it was sent to, and shared GPUs there."""
         self._displaced: set[str] = set()
         """Uids of pods whose eviction was accepted."""
+        self._nominated: dict[str, str] = {}
+        """Pod key to the node on which the API says room is kept for it."""
         self._waiting: dict[str, set[str]] = {}
         """Gang key, or the key of a pod without one, to its pods that are to be placed."""
         self._active: dict[str, set[str]] = {}
@@ -135,6 +137,10 @@ class Cache:
         if info is None:
             self.remove_pod(pod.key)
             return
+        if info.ours and info.state == "pending" and pod.status.nominated_node_name:
+            self._nominated[pod.key] = pod.status.nominated_node_name
+        else:
+            self._nominated.pop(pod.key, None)
         if info != old:
             self._replace(pod.key, info)
 
@@ -142,6 +148,7 @@ class Cache:
         """Forget a pod."""
         self._claiming.pop(key, None)
         self._assumed.pop(key, None)
+        self._nominated.pop(key, None)
         self._replace(key, None)
 
     def set_gang(self, gang: PodGang) -> None:
@@ -164,6 +171,14 @@ class Cache:
         self._claims.set_volume_claim(claim)
         self._claims_changed()
 
+    def set_storage_class(self, found: StorageClass) -> None:
+        """Add or change a storage class."""
+        self._claims.set_storage_class(found)
+
+    def remove_storage_class(self, name: str) -> None:
+        """Forget a storage class."""
+        self._claims.delayed.discard(name)
+
     def set_resource_claim(self, claim: ResourceClaim) -> None:
         """Add or change a claim for devices."""
         self._claims.set_resource_claim(claim)
@@ -171,8 +186,7 @@ class Cache:
 
     def remove_claim(self, key: str) -> None:
         """Forget a volume, a volume claim or a resource claim."""
-        for found in (self._claims.volumes, self._claims.bound, self._claims.claims):
-            found.pop(key, None)
+        self._claims.remove(key)
         self._claims_changed()
 
     def set_device_class(self, found: DeviceClass) -> None:
@@ -187,8 +201,7 @@ class Cache:
 
     def remove_devices(self, name: str) -> None:
         """Forget a class of devices or what a driver offers."""
-        self._claims.drivers.pop(name, None)
-        self._claims.slices.pop(name, None)
+        self._claims.remove_devices(name)
         self._devices_changed()
 
     def _claims_changed(self) -> None:
@@ -278,20 +291,22 @@ class Cache:
 
     # What the binder reports
 
-    def assume(self, key: str, node: str) -> None:
-        """Count the pod as on *node*, whatever the API still says."""
+    def assume(self, key: str, node: str, devices: tuple[str, ...] = ()) -> None:
+        """Count the pod as on *node*, and on these shared GPUs of it, whatever the API says."""
         info = self._pods.get(key)
         if info is None:
             return
-        self._assumed[key] = (info.uid, node)
-        self._replace(key, replace(info, node=node, state="active"))
+        self._assumed[key] = (info.uid, node, devices)
+        devices = devices or info.gpu_groups
+        self._replace(key, replace(info, node=node, state="active", gpu_groups=devices))
 
     def forget(self, key: str) -> None:
         """Take an assumption back: the pod is pending again, unless the API says otherwise."""
         assumed = self._assumed.pop(key, None)
         info = self._pods.get(key)
         if assumed is not None and info is not None:
-            self._replace(key, replace(info, node="", state="pending"))
+            groups = () if assumed[2] else info.gpu_groups
+            self._replace(key, replace(info, node="", state="pending", gpu_groups=groups))
 
     def displace(self, key: str) -> None:
         """Count the pod as leaving: its eviction was accepted, whatever the API still says."""
@@ -300,7 +315,49 @@ class Cache:
             self._displaced.add(info.uid)
             self._replace(key, replace(info, state="leaving"))
 
+    def conflict(self, key: str) -> str:
+        """Return what is wrong by now with the node that the pod *key* is assumed on.
+
+        Another scheduler may have used room that this one counted on. Empty when nothing is.
+        """
+        info = self._pods.get(key)
+        if info is None or key not in self._assumed:
+            return "the pod is gone"
+        layout = self._laid_out()
+        row = layout.index.get(info.node)
+        if row is None:
+            return f"node {info.node} is gone"
+        over = [
+            name
+            for name, _ in info.shape.requests
+            if (at := layout.column.get(name)) is not None
+            and self._used[row, at] > layout.allocatable[row, at]
+        ]
+        return f"others took {', '.join(over)} of node {info.node} meanwhile" if over else ""
+
     # What a cycle takes
+
+    @property
+    def nominated(self) -> dict[str, str]:
+        """Pending pods with the node on which the API says room is kept for them."""
+        return dict(self._nominated)
+
+    def sharers(self, node: str) -> list[PodInfo]:
+        """Return the pods on *node* that have parts of GPUs, assumed ones included."""
+        return [self._pods[key] for key in sorted(self._sharing) if self._pods[key].node == node]
+
+    def node(self, name: str) -> NodeInfo | None:
+        """Return a node as last seen."""
+        return self._nodes.get(name)
+
+    @property
+    def claims(self) -> ClaimBook:
+        """Volumes, claims and devices as last seen."""
+        return self._claims
+
+    def claiming(self, key: str) -> Pod | None:
+        """Return the pod if it has volume claims or resource claims."""
+        return self._claiming.get(key)
 
     @property
     def pending(self) -> bool:
@@ -363,8 +420,9 @@ class Cache:
         return tuple(found)
 
     def judge(self, key: str) -> Gang | None:
-        """Return the tree of the PodGang *key* as it stands, pending pods or not."""
-        return self._gang(key) if key in self._gangs else None
+        """Return the tree of the gang *key* as it stands, pending pods or not."""
+        known = key in self._gangs or key in self._waiting or key in self._active
+        return self._gang(key) if known else None
 
     def _gang(self, key: str) -> Gang:
         gang = self._tree_of(key)
@@ -450,13 +508,14 @@ class Cache:
         if not ours and not pod.spec.node_name:
             return None
         state = self._state(pod)
-        node = pod.spec.node_name
+        node, devices = pod.spec.node_name, gpu_groups(pod)
         assumed = self._assumed.get(pod.key)
         if assumed is not None:
             if node or assumed[0] != pod.metadata.uid or state != "pending":
                 del self._assumed[pod.key]
             else:
                 node, state = assumed[1], "active"
+                devices = assumed[2] or devices
         if state == "active" and pod.metadata.uid in self._displaced:
             state = "leaving"
         try:
@@ -484,7 +543,7 @@ class Cache:
             pod.status.phase == "Succeeded",
             member.group,
             member.implied,
-            gpu_groups(pod),
+            devices,
         )
 
     @staticmethod

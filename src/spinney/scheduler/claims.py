@@ -1,32 +1,60 @@
 """What pods claim beside CPU, memory and counted devices: volumes and devices of classes.
 
-A volume that is bound restricts its pods to the nodes that reach it. A claim for devices counts
-like a request for as many of its class; once it is allocated it restricts its pods to
-the nodes of its devices. Which devices are of a class is read from the driver that the class's
-expression names; further conditions on attributes are not evaluated. A claim that several pods
-share counts for each of them. Claims that are not known ask for nothing.
+A volume that is bound restricts its pods to the nodes that reach it; one that is being made for a
+node restricts them to that node. A claim for devices counts like a request for as many of its
+class; once it is allocated it restricts its pods to the nodes of its devices, and counts for the
+first of them only. Claims that are not known ask for nothing.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from spinney.api.devices import CLAIMED
-from spinney.scheduler.shapes import node_terms
+from spinney.api.storage import SELECTED_NODE
+from spinney.scheduler.device_selection import matches
+from spinney.scheduler.shapes import Expression, NodeTerm, node_terms
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from spinney.api.core import Pod
     from spinney.api.devices import DeviceClass, ResourceClaim, ResourceSlice
-    from spinney.api.storage import PersistentVolume, PersistentVolumeClaim
-    from spinney.scheduler.shapes import NodeTerm
-
-_DRIVER = re.compile(r"""device\.driver\s*==\s*["']([^"']+)["']""")
+    from spinney.api.storage import PersistentVolume, PersistentVolumeClaim, StorageClass
 
 Terms = tuple["NodeTerm", ...]
+
+WAIT_FOR_FIRST_CONSUMER = "WaitForFirstConsumer"
+_BY_HAND = "kubernetes.io/no-provisioner"
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One device that a driver offers on a node."""
+
+    driver: str
+    pool: str
+    name: str
+    attributes: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    def known_as(self) -> tuple[str, str, str]:
+        """Return what identifies it in an allocation."""
+        return (self.driver, self.pool, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class DevicesClaimed:
+    """A resource claim."""
+
+    wanted: Mapping[str, int] = field(default_factory=dict)
+    """Devices by class, in thousandths."""
+    where: Terms = ()
+    """Where they are, once they are allocated."""
+    devices: frozenset[tuple[str, str, str]] = frozenset()
+    """Which they are."""
+    first_user: str = ""
+    """The uid of the pod that they count for; empty: all of its pods."""
 
 
 @dataclass(slots=True)
@@ -37,12 +65,18 @@ class ClaimBook:
     """Volume to the terms of which a node has to fulfil one; without any, all nodes reach it."""
     bound: dict[str, str] = field(default_factory=dict)
     """Volume claim to its volume."""
-    claims: dict[str, tuple[dict[str, int], Terms]] = field(default_factory=dict)
-    """Resource claim to devices by class, in thousandths, and to where they are once allocated."""
-    drivers: dict[str, frozenset[str]] = field(default_factory=dict)
-    """Device class to its drivers; empty: all."""
-    slices: dict[str, tuple[str, str, int]] = field(default_factory=dict)
-    """Slice to its node, driver and number of devices."""
+    selected: dict[str, str] = field(default_factory=dict)
+    """Volume claim without a volume to the node for which one is being made."""
+    storage: dict[str, str] = field(default_factory=dict)
+    """Volume claim to its storage class."""
+    delayed: set[str] = field(default_factory=set)
+    """Storage classes that make a volume when a pod that uses it has a node."""
+    claims: dict[str, DevicesClaimed] = field(default_factory=dict)
+    """By key of the resource claim."""
+    classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Device class to the expressions that its devices fulfil."""
+    slices: dict[str, tuple[str, tuple[Device, ...]]] = field(default_factory=dict)
+    """Slice to its node and devices."""
 
     def set_volume(self, volume: PersistentVolume) -> None:
         """Add or change a volume."""
@@ -52,45 +86,102 @@ class ClaimBook:
     def set_volume_claim(self, claim: PersistentVolumeClaim) -> None:
         """Add or change a volume claim."""
         self.bound[claim.key] = claim.spec.volume_name
+        self.storage[claim.key] = claim.spec.storage_class_name
+        self.selected[claim.key] = claim.metadata.annotations.get(SELECTED_NODE, "")
+
+    def set_storage_class(self, found: StorageClass) -> None:
+        """Add or change a storage class."""
+        self.delayed.discard(found.name)
+        if found.volume_binding_mode == WAIT_FOR_FIRST_CONSUMER and found.provisioner != _BY_HAND:
+            self.delayed.add(found.name)
 
     def set_resource_claim(self, claim: ResourceClaim) -> None:
         """Add or change a resource claim."""
         allocation = claim.status.allocation or {}
         selector = allocation.get("nodeSelector") or {}
-        terms = node_terms(selector.get("nodeSelectorTerms"))
-        self.claims[claim.key] = (_wanted(claim.spec.devices), terms)
+        users = claim.status.reserved_for
+        self.claims[claim.key] = DevicesClaimed(
+            _wanted(claim.spec.devices),
+            node_terms(selector.get("nodeSelectorTerms")),
+            allocated_devices(allocation),
+            str(users[0].get("uid", "")) if users else "",
+        )
 
     def set_device_class(self, found: DeviceClass) -> None:
         """Add or change a device class."""
-        text = " ".join(str(s.get("cel", {}).get("expression", "")) for s in found.spec.selectors)
-        self.drivers[found.name] = frozenset(_DRIVER.findall(text))
+        self.classes[found.name] = _expressions(found.spec.selectors)
 
     def set_slice(self, found: ResourceSlice) -> None:
         """Add or change what a driver offers on a node."""
         spec = found.spec
-        self.slices[found.name] = (spec.node_name, spec.driver, len(spec.devices))
+        pool = str(spec.pool.get("name") or spec.node_name)
+        self.slices[found.name] = (
+            spec.node_name,
+            tuple(
+                Device(spec.driver, pool, str(raw.get("name", "")), raw.get("attributes") or {})
+                for raw in spec.devices
+            ),
+        )
+
+    def remove(self, key: str) -> None:
+        """Forget a volume, volume claim or resource claim."""
+        for found in (self.volumes, self.bound, self.storage, self.selected, self.claims):
+            found.pop(key, None)
+
+    def remove_devices(self, name: str) -> None:
+        """Forget a device class or a slice."""
+        self.classes.pop(name, None)
+        self.slices.pop(name, None)
+
+    def node_devices(self, node: str) -> list[Device]:
+        """Return all devices of *node*."""
+        return [device for at, devices in self.slices.values() if at == node for device in devices]
+
+    def of_class(self, name: str, devices: list[Device]) -> list[Device]:
+        """Return those of *devices* that are of the class *name*."""
+        expressions = self.classes.get(name)
+        if expressions is None:
+            return []
+        return [d for d in devices if all(matches(e, d.driver, d.attributes) for e in expressions)]
 
     def devices_on(self, node: str) -> dict[str, int]:
         """Return the devices of *node* in thousandths, by resource."""
-        offered = [(driver, count) for at, driver, count in self.slices.values() if at == node]
+        offered = self.node_devices(node)
         if not offered:
             return {}
-        return {
-            CLAIMED + name: 1000
-            * sum(c for driver, c in offered if not drivers or driver in drivers)
-            for name, drivers in self.drivers.items()
-        }
+        return {CLAIMED + name: 1000 * len(self.of_class(name, offered)) for name in self.classes}
 
     def of(self, pod: Pod) -> tuple[tuple[Terms, ...], dict[str, int]]:
         """Return the terms of the volumes and allocated claims of *pod*, and what it claims."""
-        terms = [self.volumes.get(self.bound.get(key, ""), ()) for key in volume_claims(pod)]
+        terms = [self._reach(key) for key in volume_claims(pod)]
         devices: dict[str, int] = {}
         for key in resource_claims(pod):
-            wanted, where = self.claims.get(key, ({}, ()))
-            terms.append(where)
-            for name, amount in wanted.items():
-                devices[name] = devices.get(name, 0) + amount
+            claim = self.claims.get(key, DevicesClaimed())
+            terms.append(claim.where)
+            if claim.first_user in ("", pod.metadata.uid):
+                for name, amount in claim.wanted.items():
+                    devices[name] = devices.get(name, 0) + amount
         return tuple(found for found in terms if found), devices
+
+    def _reach(self, key: str) -> Terms:
+        volume, node = self.bound.get(key, ""), self.selected.get(key, "")
+        if volume or not node:
+            return self.volumes.get(volume, ())
+        return (NodeTerm(fields=(Expression("metadata.name", "In", (node,)),)),)
+
+    def awaits_node(self, key: str) -> bool:
+        """Tell whether the volume claim gets a volume only once a node is chosen for it."""
+        return not self.bound.get(key, "") and self.storage.get(key, "") in self.delayed
+
+
+def allocated_devices(allocation: Mapping[str, Any]) -> frozenset[tuple[str, str, str]]:
+    """Return which devices an allocation consists of."""
+    results = (allocation.get("devices") or {}).get("results") or ()
+    return frozenset((r.get("driver", ""), r.get("pool", ""), r.get("device", "")) for r in results)
+
+
+def _expressions(selectors: list[dict[str, Any]]) -> tuple[str, ...]:
+    return tuple(str((found.get("cel") or {}).get("expression", "")) for found in selectors)
 
 
 def has_claims(pod: Pod) -> bool:

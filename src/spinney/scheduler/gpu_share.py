@@ -8,6 +8,7 @@ very devices the pod was put on.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,7 @@ _MEMORY_STEP = 10
 """Shares by memory are rounded up to hundredths of a GPU."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Device:
     """One shared GPU."""
 
@@ -70,7 +71,11 @@ def standing_devices(pods: Iterable[PodInfo], memory_mib: int) -> list[Device]:
 
     Pods that name the same group share a device; those that name none are put where they fit.
     """
-    found: list[Device] = []
+    return [device for device, _ in _standing(pods, memory_mib)]
+
+
+def _standing(pods: Iterable[PodInfo], memory_mib: int) -> list[tuple[Device, str]]:
+    """Return the shared devices with their names; one that no pod names gets a free number."""
     named: dict[str, Device] = {}
     silent: list[PodInfo] = []
     for pod in sorted(pods, key=lambda p: p.key):
@@ -80,17 +85,35 @@ def standing_devices(pods: Iterable[PodInfo], memory_mib: int) -> list[Device]:
             silent.append(pod)
             continue
         for group in pod.gpu_groups:
-            if group not in named:
-                named[group] = Device()
-                found.append(named[group])
-            named[group].take(part_of(share, memory_mib))
+            named.setdefault(group, Device()).take(part_of(share, memory_mib))
+    found = list(named.values())
     for pod in silent:
         share = pod.shape.share
         assert share is not None
         part = part_of(share, memory_mib)
         for device in _chosen(found, part, share.devices):
             device.take(part)
-    return found
+    names = [*named, *_free_numbers(named, len(found) - len(named))]
+    return list(zip(found, names, strict=True))
+
+
+def _free_numbers(taken: Iterable[str], count: int) -> list[str]:
+    used = set(taken)
+    free = (str(at) for at in itertools.count() if str(at) not in used)
+    return list(itertools.islice(free, count))
+
+
+def devices_for(share: GpuShare, sharers: Iterable[PodInfo], memory_mib: int) -> tuple[str, ...]:
+    """Return the names of the devices that one more pod with *share* gets beside *sharers*.
+
+    They are the devices that a session gives to it: the fullest that have room, then new ones.
+    """
+    standing = _standing(sharers, memory_mib)
+    devices = [device for device, _ in standing]
+    names = [name for _, name in standing]
+    chosen = _chosen(devices, part_of(share, memory_mib), share.devices)
+    names += _free_numbers(names, len(devices) - len(names))
+    return tuple(name for device, name in zip(devices, names, strict=True) if device in chosen)
 
 
 def _chosen(devices: list[Device], part: int, count: int) -> list[Device]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from spinney.api.devices import DeviceClass, ResourceClaim, ResourceSlice
 from spinney.api.podgroup import PodGroup, UpstreamPodGroup, Workload
-from spinney.api.storage import PersistentVolume, PersistentVolumeClaim
+from spinney.api.storage import PersistentVolume, PersistentVolumeClaim, StorageClass
 from spinney.kube.errors import NotFoundError
 from spinney.log import get_logger
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from spinney.api.meta import KubeObject
     from spinney.kube.controller import Runtime
-    from spinney.kube.informer import Change
+    from spinney.kube.informer import Change, Informer
     from spinney.scheduler.cache import Cache
 
 LOOK_AGAIN_S = 60.0
@@ -43,16 +43,24 @@ class OptionalKinds:
             Workload: (cache.set_workload, cache.remove_workload),
             PersistentVolume: (cache.set_volume, cache.remove_claim),
             PersistentVolumeClaim: (cache.set_volume_claim, cache.remove_claim),
+            StorageClass: (cache.set_storage_class, cache.remove_storage_class),
             ResourceClaim: (cache.set_resource_claim, cache.remove_claim),
             DeviceClass: (cache.set_device_class, cache.remove_devices),
             ResourceSlice: (cache.set_resource_slice, cache.remove_devices),
         }
         self._missing = put_and_remove
+        self._watched: dict[type[KubeObject], Informer[Any]] = {}
 
     @property
     def complete(self) -> bool:
         """Whether all of them are watched."""
         return not self._missing
+
+    def get(self, kind: type[KubeObject], key: str) -> KubeObject | None:
+        """Return an object as last seen; None also while its kind is not watched."""
+        informer = self._watched.get(kind)
+        found: KubeObject | None = informer.get_key(key) if informer is not None else None
+        return found
 
     async def look(self, now_s: float) -> None:
         """Watch those that are there, if it is time to look; return when they have been read.
@@ -67,6 +75,7 @@ class OptionalKinds:
                 informer = self._runtime.informer(kind)
                 informer.add_handler(self._feed(put, remove))
                 await informer.wait_synced()
+                self._watched[kind] = informer
                 log.info("kind is watched", kind=kind.RESOURCE.name)
         self._looked_s = now_s
 

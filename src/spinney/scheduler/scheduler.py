@@ -2,8 +2,9 @@
 
 Informers feed the cache; any change that may matter makes a cycle due, a little later, so that a
 burst of changes is one cycle. A cycle takes a snapshot, decides (`spinney.scheduler.cycle`), binds,
-and writes down what did not fit. It is level-based: after a restart the cache is filled from the
-API, pods that have a node are simply there, and the first cycle goes on where the last one stopped.
+evicts, and writes down what did not fit. It is level-based: after a restart the cache is filled
+from the API, pods that have a node are simply there, kept room is read from the pods it is kept
+for, and the first cycle goes on where the last one stopped.
 
 One cycle runs at a time, and it ends when its bindings are answered.
 """
@@ -13,40 +14,49 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, TypeVar
 
-from spinney.api import names
 from spinney.api.core import Node, Pod, PriorityClass
 from spinney.api.grove import ClusterTopologyBinding
 from spinney.api.meta import KubeObject
 from spinney.api.podgang import PodGang
 from spinney.api.queue import Queue
+from spinney.clock import parse_rfc3339
 from spinney.kube.errors import ApiError
 from spinney.kube.transport import TransportError
 from spinney.log import get_logger
-from spinney.scheduler.binder import Binder, Evictor
+from spinney.scheduler.bind_claims import ClaimBinder
+from spinney.scheduler.binder import Binder
 from spinney.scheduler.cache import Cache
 from spinney.scheduler.config import SchedulerConfig
 from spinney.scheduler.cycle import CycleResult, run_cycle
-from spinney.scheduler.memory import Memory
+from spinney.scheduler.evictor import EVICTED_EVENT, Evictor
+from spinney.scheduler.nominations import recovered, wanted
 from spinney.scheduler.optional_kinds import LOOK_AGAIN_S, OptionalKinds
+from spinney.scheduler.scheduler_metrics import SchedulerMetrics
 from spinney.scheduler.session import Session
+from spinney.scheduler.sources.objects import object_of
 from spinney.scheduler.status import StatusWriter
 from spinney.scheduler.topology.placement_score import placement_score
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from prometheus_client import CollectorRegistry
 
     from spinney.kube.controller import Controller, Runtime
     from spinney.kube.events import EventRecorder
     from spinney.kube.informer import Change
     from spinney.scheduler.gangs import Gang
-    from spinney.scheduler.verdict import Binding, Verdict
+    from spinney.scheduler.memory import Memory
+    from spinney.scheduler.said import GangObject
+    from spinney.scheduler.snapshot import Snapshot
+    from spinney.scheduler.verdict import Eviction, Verdict
 
 DEBOUNCE_S = 0.02
 """How long a cycle waits for further changes after the first."""
 RETRY_S = 1.0
 """When to try again after writes failed, if nothing else makes a cycle due."""
 CONCURRENT_PATCHES = 32
-"""Pods of one gang that are told at a time why they have no node."""
+"""Pods that are told at a time why they have no node, or which is kept for them."""
 
 KEY = "cluster"
 
@@ -59,14 +69,22 @@ class Scheduler:
     """The shell around the decisions. Made by `spinney.scheduler.setup.register`."""
 
     def __init__(
-        self, runtime: Runtime, events: EventRecorder, config: SchedulerConfig | None = None
+        self,
+        runtime: Runtime,
+        events: EventRecorder,
+        config: SchedulerConfig | None = None,
+        registry: CollectorRegistry | None = None,
     ) -> None:
         self._config = config or SchedulerConfig()
         self._cache = Cache(self._config.scheduler_names, self._config.pool_label)
-        self._binder = Binder(runtime.client, self._cache)
-        self._status = StatusWriter(runtime.client, runtime.clock, events)
-        self._memory = Memory()
+        claims = ClaimBinder(runtime.client, self._cache)
+        self._binder = Binder(runtime.client, self._cache, claims)
+        self._status = StatusWriter(runtime.client, runtime.clock, events, self._config.pool)
+        self._metrics = SchedulerMetrics(registry)
+        self._memory: Memory | None = None
+        """None until the first cycle."""
         self._clock = runtime.clock
+        self._events = events
         self._unsettled: set[str] = set()
         """Gangs of which something changed since their condition was looked at."""
         self._due = False
@@ -121,9 +139,7 @@ class Scheduler:
             self._status.forget_pod(pod.metadata.uid)
         if before == after and confirmed == self._cache.confirmed(pod.key):
             return
-        gang = pod.labels.get(names.POD_GANG)
-        if gang:
-            self._unsettled.add(f"{pod.namespace}/{gang}")
+        self._unsettled.update(found.gang for found in (before, after) if found and found.gang)
         self._make_due()
 
     def _gang_changed(self, change: Change[PodGang]) -> None:
@@ -141,67 +157,136 @@ class Scheduler:
             self._due = True
             self._controller.enqueue(KEY, DEBOUNCE_S)
 
+    def _retry(self) -> None:
+        self._due = True
+        self._controller.enqueue(KEY, RETRY_S)
+
     # A cycle
 
     async def reconcile(self, key: str) -> None:
         """Run one cycle. Whatever it raises makes the next one come after a back-off."""
         self._due = False
-        now = self._clock.now()
+        now, loop = self._clock.now(), asyncio.get_running_loop()
         await self._kinds.look(now)
-        result = run_cycle(self._cache.snapshot(now), self._config, memory=self._memory)
+        started_s = loop.time()
+        snapshot = self._cache.snapshot(now)
+        if self._memory is None:
+            self._memory = recovered(snapshot, self._cache.nominated, self._config)
+        result = run_cycle(snapshot, self._config, memory=self._memory)
         self._memory = result.memory
+        self._metrics.cycle_seconds.observe(loop.time() - started_s)
+        self._metrics.show_pending(result.verdicts)
         if result.memory.wake_at is not None:
             self._controller.enqueue(KEY, max(DEBOUNCE_S, result.memory.wake_at - now))
         if self._cache.pending and not self._kinds.complete:
             self._controller.enqueue(KEY, LOOK_AGAIN_S)
+        await self._perform(result, snapshot)
+        self._metrics.round_seconds.observe(loop.time() - started_s)
+
+    async def _perform(self, result: CycleResult, snapshot: Snapshot) -> None:
         if result.bindings:
             await self._bind(result)
+        unsaid = await self._nominate(result.memory, snapshot)
         if result.evictions:
-            await self._evict(result)
+            await self._evict(result.evictions, unsaid)
         await self._tell_unplaced(result)
         await self._settle()
 
     async def _bind(self, result: CycleResult) -> None:
         gangs = {binding.gang for binding in result.bindings}
         log.info("gangs placed", gangs=len(gangs), pods=len(result.bindings))
-        failed: list[Binding] = await self._binder.bind(result.bindings)
-        if failed:
-            self._due = True
-            self._controller.enqueue(KEY, RETRY_S)
+        report = await self._binder.bind(result.bindings)
+        self._metrics.count_binds(report)
+        if report.failed:
+            self._retry()
 
-    async def _evict(self, result: CycleResult) -> None:
-        failed = await self._evictor.evict(result.evictions)
-        for gang in {eviction.made_for for eviction in failed}:
+    async def _nominate(self, memory: Memory, snapshot: Snapshot) -> set[str]:
+        """Say on pods which room is kept for them; return pods on which that did not work."""
+        told = self._cache.nominated
+        keep = wanted(memory, snapshot)
+        unsaid: set[str] = set()
+
+        async def tell(pod: Pod) -> None:
+            try:
+                await self._status.pod_nominated(pod, keep.get(pod.key, ""))
+            except (ApiError, TransportError) as error:
+                log.warning("pod's node is not nominated", pod=pod.key, error=str(error))
+                unsaid.add(pod.key)
+
+        await self._each_pending(sorted({*told, *keep}), tell)
+        if unsaid:
+            self._retry()
+        return unsaid
+
+    async def _evict(self, evictions: Iterable[Eviction], unsaid: set[str]) -> None:
+        """Evict for gangs whose pods know the room that is kept for them, and for no other.
+
+        The others are looked at anew: a restart now would forget for whom room was made.
+        """
+        assert self._memory is not None
+        unready = {
+            r.gang for r in self._memory.reservations for s in r.spots if s.pod.key in unsaid
+        }
+        asked = [eviction for eviction in evictions if eviction.made_for not in unready]
+        failed = await self._evictor.evict(asked)
+        self._metrics.count_evictions(asked, failed)
+        lost = {eviction.pod for eviction in failed}
+        self._tell_evicted([eviction for eviction in asked if eviction.pod not in lost])
+        for gang in {eviction.made_for for eviction in failed} | unready:
             self._memory = self._memory.without_reservation(gang)
-        if failed:
-            self._due = True
-            self._controller.enqueue(KEY, RETRY_S)
+        if failed or unready:
+            self._retry()
+
+    def _tell_evicted(self, evictions: Iterable[Eviction]) -> None:
+        for gang, found in {eviction.gang: eviction for eviction in evictions}.items():
+            obj = self._object(gang)
+            if obj is not None:
+                text = f"{found.action}: {found.message}"
+                self._events.event(obj, "Normal", EVICTED_EVENT, text)
+
+    def _object(self, gang: str) -> GangObject | None:
+        """Return the object that describes *gang*, if there is one with a status."""
+        return object_of(gang, self._gangs.get_key, self._kinds.get)
 
     async def _tell_unplaced(self, result: CycleResult) -> None:
         for verdict in result.verdicts.values():
             if verdict.kind == "waiting" or not verdict.left:
                 continue
-            gang = self._gangs.get_key(verdict.gang)
-            if gang is not None and verdict.kind in ("unplaced", "pipelined"):
-                await self._status.gang_unplaced(gang, verdict.reason)
-            await self._tell_pods(verdict, report=gang is None)
+            obj = self._object(verdict.gang)
+            if obj is not None and verdict.kind in ("unplaced", "pipelined"):
+                await self._status.gang_unplaced(obj, verdict.reason)
+            await self._tell_pods(verdict, report=obj is None)
 
     async def _tell_pods(self, verdict: Verdict, *, report: bool) -> None:
-        slots = asyncio.Semaphore(CONCURRENT_PATCHES)
+        """Say on all pods of a gang why they have no node, and in one event if *report*."""
 
         async def tell(pod: Pod) -> None:
+            first = pod.key == verdict.left[0]
+            try:
+                await self._status.pod_unplaced(pod, verdict.reason, report=report and first)
+            except (ApiError, TransportError) as error:
+                log.warning("pod's condition not written", pod=pod.key, error=str(error))
+                self._controller.enqueue(KEY, RETRY_S)
+
+        await self._each_pending(verdict.left, tell)
+
+    async def _each_pending(
+        self, keys: Iterable[str], work: Callable[[Pod], Awaitable[None]]
+    ) -> None:
+        """Do *work* on those of *keys* that have no node, several at a time."""
+        slots = asyncio.Semaphore(CONCURRENT_PATCHES)
+
+        async def one(pod: Pod) -> None:
             async with slots:
-                try:
-                    await self._status.pod_unplaced(pod, verdict.reason, report=report)
-                except (ApiError, TransportError) as error:
-                    log.warning("pod's condition not written", pod=pod.key, error=str(error))
-                    self._controller.enqueue(KEY, RETRY_S)
+                await work(pod)
 
         async with asyncio.TaskGroup() as group:
-            for key in verdict.left:
+            for key in keys:
                 pod = self._pods.get_key(key)
                 if pod is not None and not pod.spec.node_name:
-                    group.create_task(tell(pod))
+                    group.create_task(one(pod))
+
+    # How gangs stand
 
     async def _settle(self) -> None:
         """Write the condition of gangs whose minimum the API confirms to be on nodes."""
@@ -213,17 +298,20 @@ class Scheduler:
             return
         session = Session(self._cache.snapshot(), self._config)
         for key, tree in standing.items():
-            gang = self._gangs.get_key(key)
+            obj = self._object(key)
             self._unsettled.discard(key)
-            if gang is not None:
-                await self._settle_one(gang, session, tree)
+            if obj is not None:
+                await self._settle_one(key, obj, session, tree)
 
-    async def _settle_one(self, gang: PodGang, session: Session, tree: Gang) -> None:
+    async def _settle_one(self, key: str, obj: GangObject, session: Session, tree: Gang) -> None:
         score = placement_score(session, tree)
         try:
-            await self._status.gang_placed(gang, score, _placed_text(tree))
+            if await self._status.gang_placed(obj, score, _placed_text(tree)):
+                born = obj.metadata.creation_timestamp
+                waited_s = self._clock.now() - parse_rfc3339(born) if born else 0.0
+                self._metrics.wait_seconds.observe(max(0.0, waited_s))
         except BaseException:
-            self._unsettled.add(gang.key)
+            self._unsettled.add(key)
             raise
 
     def _confirmed(self, gang: Gang) -> bool:

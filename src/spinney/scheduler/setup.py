@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from spinney.scheduler.scheduler import Scheduler
 
 if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
     from spinney.ids import IdSource
     from spinney.kube.controller import Runtime
     from spinney.kube.events import EventRecorder
@@ -18,10 +20,11 @@ def register(
     ids: IdSource,
     events: EventRecorder,
     config: SchedulerConfig | None = None,
+    registry: CollectorRegistry | None = None,
 ) -> Scheduler:
-    """Add the scheduler to *runtime*, whose ``run`` then schedules.
+    """Add the scheduler to *runtime*, whose ``run`` then schedules; its metrics are on *registry*.
 
     *ids* is taken for the sake of one signature with the controllers: placing makes no identities.
     """
     del ids
-    return Scheduler(runtime, events, config)
+    return Scheduler(runtime, events, config, registry)

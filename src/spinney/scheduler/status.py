@@ -1,65 +1,71 @@
-"""Writes down how gangs fare: a condition and a score on the gang, a condition on its pods, events.
+"""Writes down how gangs fare: on the gang's object, on its pods, as events.
 
-Conditions are a list that the controllers write to as well, so the patch names the version it was
-computed from and is computed again when somebody else wrote first. What is written
-already is not written again: a cluster at rest sees no writes.
+Conditions are a list that others write to as well, so the patch names the version it was computed
+from and is computed again when somebody else wrote first. What is written already is not
+written again: a cluster at rest sees no writes.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from msgspec.structs import replace
+from typing import TYPE_CHECKING, Any
 
 from spinney.api.codec import merge_diff
-from spinney.api.meta import Condition, find_condition, with_condition
-from spinney.api.podgang import PodGang
+from spinney.api.meta import find_condition
 from spinney.clock import rfc3339
 from spinney.kube import transport as wire
 from spinney.kube.errors import ConflictError, NotFoundError
+from spinney.scheduler.said import SCHEDULED, UNSCHEDULABLE, Said, is_said_placed, with_said
 
 if TYPE_CHECKING:
     from spinney.api.core import Pod
     from spinney.clock import Clock
     from spinney.kube.client import KubeClient
     from spinney.kube.events import EventRecorder
+    from spinney.scheduler.said import GangObject
 
-SCHEDULED = "Scheduled"
 POD_SCHEDULED = "PodScheduled"
-UNSCHEDULABLE = "Unschedulable"
-PLACED = "Placed"
 FAILED_EVENT = "FailedScheduling"
 
 CONFLICT_ATTEMPTS = 5
 """Times a gang's status is computed again before the next cycle has to do it."""
 
-_CONDITION_FIELDS = ("status", "reason", "message")
-
 
 class StatusWriter:
     """The scheduler's share of the status of gangs and pods."""
 
-    def __init__(self, client: KubeClient, clock: Clock, events: EventRecorder) -> None:
+    def __init__(
+        self, client: KubeClient, clock: Clock, events: EventRecorder, pool: str = ""
+    ) -> None:
         self._client = client
         self._clock = clock
         self._events = events
+        self._pool = pool
         self._told: dict[str, str] = {}
         """Uid of a pod to the last message on it, which its informer may not know yet."""
+        self._nominated: dict[str, str] = {}
+        """Uid of a pod to the node it was told is kept for it, likewise."""
 
-    async def gang_unplaced(self, gang: PodGang, reason: str) -> None:
+    async def gang_unplaced(self, gang: GangObject, reason: str) -> None:
         """Say on *gang* why it is not placed, and report it if that is news."""
-        wanted = Condition(type=SCHEDULED, status="False", reason=UNSCHEDULABLE, message=reason)
-        if await self._write(gang, wanted, None):
+        if await self._write(gang, Said(placed=False, message=reason, pool=self._pool)):
             self._events.event(gang, "Warning", FAILED_EVENT, reason)
 
-    async def gang_placed(self, gang: PodGang, score: float, text: str) -> None:
-        """Say on *gang* that its minimum is on nodes, and how good the placement is."""
-        wanted = Condition(
-            type=SCHEDULED, status="True", reason=PLACED, message="the gang's minimum is on nodes"
+    async def gang_placed(self, gang: GangObject, score: float, text: str) -> bool:
+        """Say on *gang* that its minimum is on nodes, and how good the placement is.
+
+        Returns whether it said something else before.
+        """
+        said = Said(
+            placed=True,
+            message="the gang's minimum is on nodes",
+            score=score,
+            pool=self._pool,
         )
-        before = find_condition(gang.status.conditions, SCHEDULED)
-        if await self._write(gang, wanted, score) and (before is None or before.status != "True"):
-            self._events.event(gang, "Normal", SCHEDULED, text)
+        news = not is_said_placed(gang)
+        if not await self._write(gang, said) or not news:
+            return False
+        self._events.event(gang, "Normal", SCHEDULED, text)
+        return True
 
     async def pod_unplaced(self, pod: Pod, reason: str, *, report: bool) -> None:
         """Say on *pod* why it has no node; *report* it as an event too if that is news."""
@@ -76,62 +82,59 @@ class StatusWriter:
             "message": reason,
             "lastTransitionTime": since,
         }
-        try:
-            await self._client.patch(
-                type(pod),
-                pod.name,
-                {"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": [condition]}},
-                pod.namespace,
-                content_type=wire.STRATEGIC_PATCH,
-                subresource="status",
-            )
-        except (NotFoundError, ConflictError):
+        if not await self._patch_pod(pod, {"conditions": [condition]}):
             return
         self._told[pod.metadata.uid] = reason
         if report:
             self._events.event(pod, "Warning", FAILED_EVENT, reason)
 
+    async def pod_nominated(self, pod: Pod, node: str) -> None:
+        """Say on *pod* that room is kept for it on *node*; an empty name takes that back."""
+        known = self._nominated.get(pod.metadata.uid, pod.status.nominated_node_name)
+        if node != known and await self._patch_pod(pod, {"nominatedNodeName": node or None}):
+            self._nominated[pod.metadata.uid] = node
+
     def forget_pod(self, uid: str) -> None:
         """Let go of what was remembered of a pod that is gone or has a node."""
         self._told.pop(uid, None)
+        self._nominated.pop(uid, None)
 
-    async def _write(self, gang: PodGang, wanted: Condition, score: float | None) -> bool:
-        """Write *wanted* and *score*; False when they are there already or the gang is gone."""
+    async def _patch_pod(self, pod: Pod, status: dict[str, Any]) -> bool:
+        """Change the pod's status; False when it is gone or another one by now."""
+        try:
+            await self._client.patch(
+                type(pod),
+                pod.name,
+                {"metadata": {"uid": pod.metadata.uid}, "status": status},
+                pod.namespace,
+                content_type=wire.STRATEGIC_PATCH,
+                subresource="status",
+            )
+        except (NotFoundError, ConflictError):
+            return False
+        return True
+
+    async def _write(self, gang: GangObject, said: Said) -> bool:
+        """Write *said*; False when it is there already or the gang is gone."""
         for attempt in range(CONFLICT_ATTEMPTS):
-            if _says(gang, wanted, score):
+            after = with_said(gang, said, rfc3339(self._clock.now()))
+            if after is None:
                 return False
+            changes = merge_diff(gang, after)
+            changes["metadata"] = {"resourceVersion": gang.metadata.resource_version}
             try:
-                await self._patch(gang, wanted, score)
+                await self._client.patch(
+                    type(gang), gang.name, changes, gang.namespace, subresource="status"
+                )
             except NotFoundError:
                 return False
             except ConflictError:
                 if attempt + 1 == CONFLICT_ATTEMPTS:
                     raise
                 uid = gang.metadata.uid
-                gang = await self._client.get(PodGang, gang.name, gang.namespace)
+                gang = await self._client.get(type(gang), gang.name, gang.namespace)
                 if gang.metadata.uid != uid:
                     return False
             else:
                 return True
         return False
-
-    async def _patch(self, gang: PodGang, wanted: Condition, score: float | None) -> None:
-        now = rfc3339(self._clock.now())
-        generation = gang.metadata.generation
-        wanted = replace(wanted, observed_generation=generation)
-        status = replace(
-            gang.status, conditions=with_condition(gang.status.conditions, wanted, now)
-        )
-        if score is not None:
-            status = replace(status, placement_score=score)
-        after = replace(gang, status=status)
-        changes = merge_diff(gang, after)
-        changes["metadata"] = {"resourceVersion": gang.metadata.resource_version}
-        await self._client.patch(PodGang, gang.name, changes, gang.namespace, subresource="status")
-
-
-def _says(gang: PodGang, wanted: Condition, score: float | None) -> bool:
-    found = find_condition(gang.status.conditions, SCHEDULED)
-    if found is None or (score is not None and gang.status.placement_score != score):
-        return False
-    return all(getattr(found, f) == getattr(wanted, f) for f in _CONDITION_FIELDS)
