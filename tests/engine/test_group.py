@@ -143,6 +143,7 @@ def test_when_one_process_dies_all_do_and_clients_are_told(
         codes = all_end(group)
         assert codes[victim] == -signal.SIGKILL
         assert all(code == 1 for at, code in enumerate(codes) if at != victim)
+        assert all("Traceback" not in member.said() for member in group)
         if victim:
             said = client.recv(65536)
             assert b" 500 " in said or b" 503 " in said, said
@@ -208,6 +209,7 @@ def test_a_leader_without_members_is_not_ready_and_gives_up_in_time(tmp_path: Pa
             leader.call("GET", "/health")
         assert leader.process.wait(20) == 1
         assert "rank 1, 2 has not come" in leader.said()
+        assert "Traceback" not in leader.said()
     finally:
         leader.kill()
 
@@ -219,6 +221,7 @@ def test_a_member_without_a_leader_is_not_ready_and_gives_up_in_time(tmp_path: P
         assert member.call("GET", "/health").status == 503
         assert member.process.wait(20) == 1
         assert "could not join within 1.5 s" in member.said()
+        assert "Traceback" not in member.said()
     finally:
         member.kill()
 

@@ -18,7 +18,7 @@ import click
 
 from spinney import log as logs
 from spinney.api import names
-from spinney.errors import BadInputError
+from spinney.errors import BadInputError, SpinneyError
 from spinney.ids import RandomIds
 
 if TYPE_CHECKING:
@@ -141,14 +141,18 @@ async def _member(options: dict[str, Any], place: Place, loaded: MemberModel) ->
         timeout_s=place.start_timeout_s,
     )
     server = health.server()
-    async with asyncio.TaskGroup() as group:
-        serving = group.create_task(server.serve_until_stopped(listener))
-        health.membership = membership = await join(application)
-        try:
-            await _compute(place, loaded, membership)
-        finally:
-            membership.close()
-        serving.cancel()
+    try:
+        async with asyncio.TaskGroup() as group:
+            serving = group.create_task(server.serve_until_stopped(listener))
+            health.membership = membership = await join(application)
+            try:
+                await _compute(place, loaded, membership)
+            finally:
+                membership.close()
+            serving.cancel()
+    except* SpinneyError as errors:
+        # One thing went wrong; that others were cancelled for it is no news.
+        raise errors.exceptions[0] from None
 
 
 async def _compute(place: Place, loaded: MemberModel, membership: Membership) -> None:

@@ -225,9 +225,16 @@ async def _run(built: Engine, listener: socket.socket, process: Process) -> None
         for part in parts:
             part.cancel()
     if failures:
-        raise failures[0]
+        raise _cause(failures[0])
     if built.group is not None:
         built.group.dismiss()
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return what went wrong, where a group of tasks says that something did."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 def _on_signal(stop: asyncio.Event) -> None:
