@@ -8,6 +8,7 @@ very devices the pod was put on.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -136,6 +137,15 @@ class SharedGpus:
     """By node."""
     _taken: dict[tuple[int, int], list[list[Device]]] = field(default_factory=dict)
     """By class and node: the devices of each pod that the session put there."""
+    _shares: dict[int, GpuShare] = field(default_factory=dict)
+    """By class: what a pod takes, for the classes in `_taken`."""
+    _staying: dict[int, list[PodInfo]] = field(default_factory=dict)
+    """Of the nodes where sharers are leaving: the others."""
+    spare: NDArray[np.int64] = field(init=False)
+    """By node: what is left of shared devices, in thousandths of a GPU."""
+
+    def __post_init__(self) -> None:
+        self.spare = np.zeros(len(self.layout), np.int64)
 
     def start(self, snapshot: Snapshot) -> None:
         """Take over the sharers of *snapshot*, whose devices it counts as used."""
@@ -147,10 +157,56 @@ class SharedGpus:
         column = self.layout.column.get(GPU)
         for row, pods in by_row.items():
             self.devices[row] = standing_devices(pods, self._memory(row))
+            self._count_spare(row)
+            if any(pod.state == "leaving" for pod in pods):
+                self._staying[row] = [pod for pod in pods if pod.state != "leaving"]
         if column is None:
             return
         for row, counted in snapshot.shared_devices:
             self.idle[row, column] += (counted - len(self.devices.get(row, ()))) * WHOLE
+
+    def _count_spare(self, row: int) -> None:
+        self.spare[row] = sum(device.free for device in self.devices[row])
+
+    @contextlib.contextmanager
+    def without_leaving(self) -> Iterator[None]:
+        """Answer as if the sharers that are being deleted were gone.
+
+        What is placed meanwhile has to be taken back before it ends.
+        """
+        before = {row: self.devices[row] for row in self._staying}
+        taken = {at: list(pods) for at, pods in self._taken.items() if at[1] in before}
+        for row, pods in self._staying.items():
+            devices = standing_devices(pods, self._memory(row))
+            for at in taken:
+                if at[1] == row:
+                    self._taken[at] = self._put_again(at, devices, len(taken[at]))
+            self._replace(row, devices)
+        try:
+            yield
+        finally:
+            for row, devices in before.items():
+                self._replace(row, devices)
+            self._taken.update(taken)
+
+    def _put_again(
+        self, at: tuple[int, int], devices: list[Device], count: int
+    ) -> list[list[Device]]:
+        share = self._shares[at[0]]
+        part, found = self._part(share, at[1]), []
+        for _ in range(count):
+            found.append(_chosen(devices, part, share.devices))
+            for device in found[-1]:
+                device.take(part)
+        return found
+
+    def _replace(self, row: int, devices: list[Device]) -> None:
+        """Let *devices* be those of *row*; what is no longer shared is a whole GPU again."""
+        column = self.layout.column.get(GPU)
+        if column is not None:
+            self.idle[row, column] += (len(self.devices[row]) - len(devices)) * WHOLE
+        self.devices[row] = devices
+        self._count_spare(row)
 
     def _memory(self, row: int) -> int:
         return gpu_memory_mib(self.layout.nodes[row].labels)
@@ -176,6 +232,7 @@ class SharedGpus:
         """Put one pod of *cls* on each of *rows*, or take one away."""
         share = cls.shape.share
         assert share is not None
+        self._shares[cls.number] = share
         for row in rows.tolist():
             part = self._part(share, row)
             at = self.devices.setdefault(row, [])
@@ -191,6 +248,7 @@ class SharedGpus:
                 self.devices[row] = [device for device in at if device.users]
             opened = len(self.devices[row]) - before
             self.idle[row, self.layout.column[GPU]] -= opened * WHOLE
+            self._count_spare(row)
 
     def has_room_shared(self, share: GpuShare, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Tell which of *rows* have room on devices that are shared already."""

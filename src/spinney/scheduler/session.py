@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spinney.scheduler.config import SchedulerConfig
-from spinney.scheduler.gpu_share import SharedGpus
+from spinney.scheduler.gpu_share import GPU, SharedGpus
 from spinney.scheduler.memory import Memory
 from spinney.scheduler.plugins import UNBOUNDED
 from spinney.scheduler.plugins.registry import (
@@ -29,6 +29,7 @@ from spinney.scheduler.plugins.registry import (
 from spinney.scheduler.queues.ledger import Ledger
 from spinney.scheduler.queues.model import NOTHING, Amounts, charge, plus, times
 from spinney.scheduler.reservations import Reservations
+from spinney.scheduler.shapes import SHARED_GPU
 from spinney.scheduler.statement import Statement
 
 if TYPE_CHECKING:
@@ -116,6 +117,8 @@ class Session:
         """Class number to the length of the statement's touch log that its room reflects."""
         self._coupled: dict[int, bool] = {}
         self._ignored: frozenset[str] = frozenset()
+        self._all_free = False
+        """Whether `idle` has what is leaving, too."""
 
     # Queues and time
 
@@ -260,15 +263,40 @@ class Session:
         """Answer as if the pods that are being deleted, or displaced, were gone."""
         self.idle += self.leaving
         self._forget_room()
+        self._all_free = True
         try:
-            yield
+            with self.shares.without_leaving():
+                yield
         finally:
+            self._all_free = False
             self.idle -= self.leaving
             self._forget_room()
 
     def _forget_room(self) -> None:
         self._room.clear()
         self._seen.clear()
+
+    def left_of_main(self, cls: PodClass, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return how much of the resource by which *cls* is packed is or will be free on *rows*.
+
+        What is left of shared GPUs counts for pods with whole GPUs as well as for sharers.
+        """
+        column = self.layout.column
+        gpu, shared = column.get(GPU, -1), column.get(SHARED_GPU, -1)
+        if cls.shape.share is None and cls.main != gpu:
+            return self._free_in_the_end(cls.main, rows)
+        left = self.shares.spare[rows]
+        if gpu >= 0:
+            left = left + self._free_in_the_end(gpu, rows)
+        if shared >= 0 and not self._all_free:
+            left = left + self.leaving[rows, shared]
+        return left
+
+    def _free_in_the_end(self, column: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        idle: NDArray[np.int64] = self.idle[rows, column]
+        if not self._all_free:
+            idle = idle + self.leaving[rows, column]
+        return idle
 
     def score(self, cls: PodClass, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the weighted sum of all scores for *rows*."""

@@ -23,7 +23,7 @@ class BinPack:
         self, session: Session, cls: PodClass, rows: NDArray[np.int64]
     ) -> NDArray[np.float64]:
         """Return 1 for the fullest of *rows*, 0 for the emptiest."""
-        return 1.0 - _scaled(session.idle[rows, cls.main].astype(np.float64))
+        return 1.0 - _scaled(session.left_of_main(cls, rows).astype(np.float64))
 
 
 class SpreadOut:
@@ -35,7 +35,7 @@ class SpreadOut:
         self, session: Session, cls: PodClass, rows: NDArray[np.int64]
     ) -> NDArray[np.float64]:
         """Return 1 for the emptiest of *rows*, 0 for the fullest."""
-        return _scaled(session.idle[rows, cls.main].astype(np.float64))
+        return _scaled(session.left_of_main(cls, rows).astype(np.float64))
 
 
 class ResourceType:
