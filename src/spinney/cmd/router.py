@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import uvicorn
 import uvloop
-from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client import CollectorRegistry, ProcessCollector, disable_created_metrics
 
 from spinney.api.core import Node, Pod
 from spinney.api.selectors import parse_labels
@@ -295,6 +295,7 @@ async def run(options: Options, listener: socket.socket) -> None:
     rng = random.Random(options.seed)
     clock, registry = SystemClock(), CollectorRegistry()
     ProcessCollector(registry=registry)
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     with tracing("spinney-router", clock) as tracer:
         limits = options.limits()
         async with _source(options, rng) as source, HttpUpstream(limits) as upstream:

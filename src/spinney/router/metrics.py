@@ -43,6 +43,7 @@ MAX_MODELS = 64
 MAX_TENANTS = 32
 """Tenants by name that have counts of their own; further ones share those of `OTHER`."""
 OTHER = "other"
+_OUTCOMES = frozenset({"served", "pulled", "cached", "recomputed", "failed"})
 _FAILURES = frozenset(failure.value for failure in Failure)
 
 
@@ -130,10 +131,12 @@ class RouterMetrics(Collector):
             return Counter(PREFIX + name, documentation, labels, registry=registry)
 
         self.requests = counter(
-            "requests", "Requests by path and how they ended", "path", "outcome"
+            "requests", "Requests that ended, by path and how", "path", "outcome"
         )
-        self.picks = counter("picks", "Workers picked, and why they", "stage", "reason")
-        self.retries = counter("retries", "Tries after a failure", "stage", "cause")
+        self.picks = counter("picks", "Workers picked, by stage and why they", "stage", "reason")
+        self.retries = counter(
+            "retries", "Further tries after a failure, by what failed and how", "stage", "cause"
+        )
         self.migrations = counter(
             "migrations", "Streams that another worker went on with, by how", "outcome"
         )
@@ -151,7 +154,10 @@ class RouterMetrics(Collector):
         self.local_prefills = counter(
             "local_prefills", "Prompts computed by a decode worker, by why", "reason"
         )
-        self.prompt_tokens = counter("prompt_tokens", "Prompt tokens, estimated from their length")
+        self.prompt_tokens = counter(
+            "prompt_tokens",
+            "Prompt tokens of requests that came; estimated where there is no tokenizer",
+        )
         self.handover_bytes = counter("handover_bytes", "KV bytes moved, as workers report them")
         self.handover_failures = counter(
             "handover_failures", "Hand-overs that brought no KV, by why", "reason"
@@ -164,7 +170,8 @@ class RouterMetrics(Collector):
 
     def handover_ended(self, report: HandoverReport | None) -> None:
         """Count a hand-over that was served, and what the decode worker says of it."""
-        self.handovers.labels(report.outcome if report else "served").inc()
+        outcome = report.outcome if report else "served"
+        self.handovers.labels(outcome if outcome in _OUTCOMES else OTHER).inc()
         if report is not None:
             self.handover_bytes.inc(max(0, report.bytes_pulled))
             self._handover_s.observe(max(0.0, report.seconds))
@@ -237,10 +244,14 @@ class RouterMetrics(Collector):
 
     def _loads(self) -> Iterator[Metric]:
         requests = GaugeMetricFamily(
-            "spinney_router_inflight_requests", "By worker", labels=["worker", "stage"]
+            "spinney_router_inflight_requests",
+            "Requests at work, by worker and stage",
+            labels=["worker", "stage"],
         )
         tokens = GaugeMetricFamily(
-            "spinney_router_queued_prefill_tokens", "Not computed yet", labels=["worker"]
+            "spinney_router_queued_prefill_tokens",
+            "Prompt tokens not computed yet, by worker",
+            labels=["worker"],
         )
         for name, load in sorted(self._ledger.loads().items()):
             requests.add_metric([name, Stage.PREFILL.value], load.prefill_requests)
@@ -251,7 +262,9 @@ class RouterMetrics(Collector):
 
 
 def _worker_states(workers: tuple[Worker, ...]) -> Metric:
-    family = GaugeMetricFamily("spinney_router_workers", "Known", labels=["role", "state"])
+    family = GaugeMetricFamily(
+        "spinney_router_workers", "Workers known, by role and state", labels=["role", "state"]
+    )
     tally = Tally(
         (
             worker.role.value,

@@ -260,16 +260,14 @@ def handle_of(answer: bytes) -> tuple[msgspec.Raw | None, Usage | None]:
     return (handle if handle and bytes(handle) not in (NULL, b"{}") else None), read.usage
 
 
-_USAGE_MEMBER = b'"usage":{'
 _usage = msgspec.json.Decoder(Usage)
 
 
 def usage_of(end: bytes) -> Usage | None:
     """Return the token counts in the *end* of an answer, streamed or whole, if there are any."""
-    at = end.rfind(_USAGE_MEMBER)
-    if at < 0:
+    begin, depth = _object_at(end, b'"usage":'), 0
+    if begin < 0:
         return None
-    begin, depth = at + len(_USAGE_MEMBER) - 1, 0
     for found in _BRACES.finditer(end, begin):
         depth += 1 if found.group() == b"{" else -1
         if not depth:
@@ -278,6 +276,13 @@ def usage_of(end: bytes) -> Usage | None:
             except msgspec.DecodeError:
                 return None
     return None
+
+
+def _object_at(end: bytes, member: bytes) -> int:
+    """Return where the object of the last *member* begins, or -1."""
+    close, spaced = end.rfind(member + b"{"), end.rfind(member + b" {")
+    at = max(close, spaced)
+    return at if at < 0 else at + len(member) + (at == spaced)
 
 
 _BRACES = re.compile(rb"[{}]")
@@ -292,18 +297,17 @@ class HandoverReport(msgspec.Struct):
     failure: str | None = None
 
 
-_KV_MEMBER = b'"kv_transfer_params":{'
 _report = msgspec.json.Decoder(HandoverReport)
 
 
 def handover_report(end: bytes) -> HandoverReport | None:
     """Return the report in the *end* of an answer, streamed or whole, if there is one."""
-    at = end.rfind(_KV_MEMBER)
-    stop = end.find(b"}", at)
-    if at < 0 or stop < 0:
+    begin = _object_at(end, b'"kv_transfer_params":')
+    stop = end.find(b"}", begin)
+    if begin < 0 or stop < 0:
         return None
     try:
-        found = _report.decode(end[at + len(_KV_MEMBER) - 1 : stop + 1])
+        found = _report.decode(end[begin : stop + 1])
     except msgspec.DecodeError:
         return None
     return found if found.outcome else None
