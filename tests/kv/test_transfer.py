@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
 import numpy as np
 import pytest
 
@@ -21,7 +20,7 @@ from spinney.kv.reshard import Span
 from spinney.kv.transfer import segment, tcp
 from spinney.kv.transfer.connector import PullRequest, Taken, checksum
 from spinney.kv.transfer.tcp import TcpConnector, TransferServer
-from spinney.kv.transfer.wire import Ready
+from spinney.kv.transfer.wire import Ready, frame
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -231,9 +230,7 @@ def test_a_peer_that_dies_in_the_middle_of_the_bytes_is_reported() -> None:
     async def main() -> None:
         async def half(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.readexactly(4)
-            ready = Ready(1000, 0, None, LAYOUT)
-            payload = msgspec.msgpack.encode(ready)
-            writer.write(len(payload).to_bytes(4, "big") + payload + bytes(500))
+            writer.write(frame(Ready(1000, 0, None, LAYOUT)) + bytes(500))
             await writer.drain()
             writer.close()
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from spinney.engine.sequence import Finished, Handover, Sequence
 
 _LABELS = ("model_name", "engine")
+NEWS_WEIGHT = 0.2
+"""What the last pull counts for in the bandwidth."""
 _TTFT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20)
 _ITL = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.4, 1, 2.5, 5)
 _LONG = (0.01, 0.03, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 60, 120, 240)
@@ -29,6 +31,7 @@ class EngineMetrics:
     def __init__(self, registry: CollectorRegistry, *, model_name: str, engine_id: str) -> None:
         self._registry = registry
         self._values = {"model_name": model_name, "engine": engine_id}
+        self._speeds: dict[str, float] = {}
         self._seen = {"preemptions": 0, "queries": 0, "hits": 0, "expired": 0}
         self._queue_metrics()
         self._token_metrics()
@@ -109,6 +112,16 @@ class EngineMetrics:
         if handover.num_bytes:
             self._pulled_bytes.inc(handover.num_bytes)
             self._pull_seconds.observe(handover.seconds)
+            self._measure(handover)
+
+    def _measure(self, handover: Handover) -> None:
+        transport, speed = (
+            handover.transport or "",
+            handover.num_bytes / max(1e-9, handover.seconds),
+        )
+        before = self._speeds.get(transport, speed)
+        self._speeds[transport] = now = before + NEWS_WEIGHT * (speed - before)
+        self._bandwidth.labels(**self._values, transport=transport).set(now)
 
     def served(self, num_bytes: int, failure: str | None) -> None:
         """The prefill side of a hand-over ended."""
@@ -225,6 +238,12 @@ class EngineMetrics:
         self._pulled_bytes = self._counter("spinney:kv_pulled_bytes", "KV bytes pulled.")
         self._pull_seconds = self._histogram(
             "spinney:kv_pull_seconds", "Call for KV to KV in place.", _SHORT
+        )
+        self._bandwidth = Gauge(
+            "spinney:kv_pull_bandwidth_bytes_per_second",
+            "KV bytes pulled per second of pulling: a mean in which recent pulls weigh more.",
+            (*_LABELS, "transport"),
+            registry=self._registry,
         )
         self._served_bytes = self._counter("spinney:kv_served_bytes", "KV bytes given away.")
         self._served = self._labelled(

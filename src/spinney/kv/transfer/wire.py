@@ -1,4 +1,4 @@
-"""The messages of a pull: 4 bytes of length (big-endian), then MessagePack.
+"""The messages of a pull: a header, then MessagePack.
 
     reader                          serving side
       Pull            ────────►
@@ -7,13 +7,17 @@
                       ◄────────     the bytes, unless the segment was opened
       Done            ────────►
 
-Invariant: one pull per connection; whoever sees anything else ends the connection.
+The header is three big-endian numbers of 4 bytes: the length of the message, its CRC-32, and the
+CRC-32 of those two; so a damaged length is noticed at once, and not by waiting for bytes that never
+come. Invariant: one pull per connection; whoever sees anything else ends the connection.
 """
 
 from __future__ import annotations
 
 import asyncio
+from struct import Struct
 from typing import TYPE_CHECKING, TypeVar
+from zlib import crc32
 
 import msgspec
 
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-VERSION = 2
+VERSION = 3
 """Raise it when messages, or the meaning of the bytes of a layout, change."""
 MAX_MESSAGE_BYTES = 65_536
 """A longer message is a protocol error."""
@@ -80,26 +84,38 @@ class Done(msgspec.Struct, tag="done"):
 Message = Pull | Ready | Refused | Opened | Done
 M = TypeVar("M", bound=msgspec.Struct)
 
+_SIZES = Struct(">II")
+_CHECK = Struct(">I")
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(Message)
 
 
+def frame(message: Message) -> bytes:
+    """Return the bytes of *message*, header included."""
+    payload = _ENCODER.encode(message)
+    sizes = _SIZES.pack(len(payload), crc32(payload))
+    return sizes + _CHECK.pack(crc32(sizes)) + payload
+
+
 async def send(sock: socket.socket, message: Message) -> None:
     """Send one message."""
-    payload = _ENCODER.encode(message)
-    frame = len(payload).to_bytes(4, "big") + payload
-    await asyncio.get_running_loop().sock_sendall(sock, frame)
+    await asyncio.get_running_loop().sock_sendall(sock, frame(message))
 
 
 async def receive(sock: socket.socket) -> Message:
     """Return the next message; raise HandoverError when there is none or it is malformed."""
-    length = int.from_bytes(await _exactly(sock, 4), "big")
-    if length > MAX_MESSAGE_BYTES:
+    header = await _exactly(sock, _SIZES.size + _CHECK.size)
+    length, check = _SIZES.unpack_from(header)
+    whole = _CHECK.unpack_from(header, _SIZES.size) == (crc32(header[: _SIZES.size]),)
+    if not whole or length > MAX_MESSAGE_BYTES:
         raise HandoverError(
-            Failure.PROTOCOL, f"a message of {length} bytes came; is the port the KV port?"
+            Failure.PROTOCOL, "what came is no message, or damaged; is the port the KV port?"
         )
+    payload = await _exactly(sock, length)
+    if crc32(payload) != check:
+        raise HandoverError(Failure.PROTOCOL, "a message came damaged")
     try:
-        message: Message = _DECODER.decode(await _exactly(sock, length))
+        message: Message = _DECODER.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise HandoverError(Failure.PROTOCOL, f"a message cannot be read: {error}") from None
     return message
