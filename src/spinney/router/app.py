@@ -170,10 +170,10 @@ class RouterApp:
     async def _completion(
         self, path: str, headers: Headers, receive: Receive, reply: Reply
     ) -> None:
-        came_s = asyncio.get_running_loop().time()
         request_id, forwarded = self._read_headers(headers)
         story = Story(request_id, path, "", 0, stream=False, came_at=self._clock.now())
         with self._tracer.begin(OPERATIONS[path], forwarded) as span:
+            came_s = asyncio.get_running_loop().time()
             trace = RequestTrace(span)
             story.trace_id = span.trace_id or trace_id_of(forwarded)
             run = await self._read(story, forwarded, receive, reply)
