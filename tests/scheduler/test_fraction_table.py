@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.scheduler.offline_table import Table, busy, gang, group, leaving, node
+import pytest
+from tests.scheduler.offline_table import Table, busy, gang, group, leaving, node, run
 
 TABLE = Table("allocate")
 case = TABLE.case
@@ -337,3 +338,59 @@ case(
 )
 
 test_fractions = TABLE.test()
+
+
+# Which GPU of the node
+
+SPREAD = {"gpuOrder": "spread"}
+
+
+@pytest.mark.parametrize(
+    ("config", "standing", "pods", "want"),
+    [
+        pytest.param({}, [(0.5, 0)], [part("x", 0.5)], ["0"], id="packed on the shared one"),
+        pytest.param({}, [(0.7, 0)], [part("x", 0.5)], ["1"], id="on a new one without room"),
+        pytest.param({}, [(0.2, 0), (0.6, 1)], [part("x", 0.4)], ["1"], id="on the fullest"),
+        pytest.param(SPREAD, [(0.5, 0)], [part("x", 0.5)], ["1"], id="spread to a new one"),
+        pytest.param(SPREAD, [(0.6, 0), (0.2, 1)], [part("x", 0.3)], ["1"], id="on the emptiest"),
+        pytest.param(
+            SPREAD, [(0.5, 1), (0.3, 0)], [part("x", 0.6)], ["0"], id="spread where there is room"
+        ),
+        pytest.param(
+            {}, [(0.5, 0)], [part("x", 0.4, gpuDevices=2)], ["0", "1"], id="parts of both"
+        ),
+    ],
+)
+def test_the_report_says_which_gpu_is_shared(
+    config: dict[str, Any],
+    standing: list[tuple[float, int]],
+    pods: list[dict[str, Any]],
+    want: list[str],
+) -> None:
+    report = run(
+        {"nodes": [node("a", 2), node("b", 2)], "pods": [*sharing("a", *standing), *pods]},
+        {"actions": ["allocate"], **config},
+    )
+
+    (bound,) = report.cycles[0].bindings
+    assert (bound.node, bound.gpus) == ("a", want)
+
+
+def test_sharers_keep_their_gpus_over_cycles() -> None:
+    report = run(
+        {"nodes": [node("a", 2)], "pods": [part("x", 0.6), part("y", 0.6), part("z", 0.4)]},
+        {"actions": ["allocate"]},
+        cycles=3,
+    )
+
+    on = {pod.pod.removeprefix("default/"): pod.gpus for pod in report.pods}
+    assert on["x"] != on["y"]
+    assert on["z"] in (on["x"], on["y"])
+
+
+def test_sharers_that_wait_are_told_which_gpu() -> None:
+    old = part("old", 0.5, [{"state": "leaving", "node": "a", "gpuIndices": [0]}])
+    report = run({"nodes": [node("a", 1)], "pods": [old, *sharing("a", (0.5, 0)), part("x", 0.5)]})
+
+    assert [(p.pod, p.node) for p in report.cycles[0].pipelined] == [("default/x", "a")]
+    assert len(report.cycles[0].pipelined[0].gpus) == 1

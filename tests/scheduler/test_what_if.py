@@ -134,7 +134,7 @@ def test_schedule_prints_a_table_and_json() -> None:
 
     _, text = call(schedule, "--snapshot", "state.yaml", "-o", "json", state=state)
     assert json.loads(text)["cycles"][0]["bindings"] == [
-        {"pod": "default/p", "node": "m", "gang": "default/p"}
+        {"pod": "default/p", "node": "m", "gang": "default/p", "gpus": []}
     ]
 
 

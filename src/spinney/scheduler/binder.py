@@ -24,7 +24,6 @@ from spinney.kube.transport import TransportError
 from spinney.log import get_logger
 from spinney.scheduler.bind_claims import NoVolumeError
 from spinney.scheduler.device_allocation import NoDevicesError
-from spinney.scheduler.gpu_share import devices_for, gpu_memory_mib
 from spinney.scheduler.shapes import DEVICES
 
 if TYPE_CHECKING:
@@ -84,12 +83,7 @@ class Binder:
         return report
 
     def _assume(self, binding: Binding) -> None:
-        pod, node = self._cache.pod(binding.pod), self._cache.node(binding.node)
-        devices: tuple[str, ...] = ()
-        if pod is not None and pod.shape.share is not None and node is not None:
-            memory_mib = gpu_memory_mib(node.labels)
-            devices = devices_for(pod.shape.share, self._cache.sharers(node.name), memory_mib)
-        self._cache.assume(binding.pod, binding.node, devices)
+        self._cache.assume(binding.pod, binding.node, binding.devices)
 
     async def send(self, binding: Binding) -> None:
         """Bind one pod; raise RoomLostError, or what the API says in the end."""

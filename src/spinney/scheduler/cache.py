@@ -342,14 +342,6 @@ class Cache:
         """Pending pods with the node on which the API says room is kept for them."""
         return dict(self._nominated)
 
-    def sharers(self, node: str) -> list[PodInfo]:
-        """Return the pods on *node* that have parts of GPUs, assumed ones included."""
-        return [self._pods[key] for key in sorted(self._sharing) if self._pods[key].node == node]
-
-    def node(self, name: str) -> NodeInfo | None:
-        """Return a node as last seen."""
-        return self._nodes.get(name)
-
     @property
     def claims(self) -> ClaimBook:
         """Volumes, claims and devices as last seen."""

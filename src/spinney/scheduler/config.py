@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from spinney.api import names
 
@@ -41,6 +42,9 @@ class SchedulerConfig:
         ("bin-pack", 10.0),
     )
     """Names and weights. Each score is from 0 to 1, so the weights rank them."""
+    gpu_order: Literal["pack", "spread"] = "pack"
+    """Which GPU of a node a pod shares that needs a part: the fullest that has it, or one of its
+    own while there is one."""
     domain_steps: int = 2_000
     """Domains tried for one gang before the search with greedy filling gives up."""
     node_steps: int = 5_000

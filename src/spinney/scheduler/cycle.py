@@ -23,10 +23,12 @@ from spinney.scheduler.session import Session
 from spinney.scheduler.verdict import Binding, Eviction, Pipelined, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from spinney.scheduler.config import SchedulerConfig
+    from spinney.scheduler.shapes import PodInfo
     from spinney.scheduler.snapshot import Snapshot
+    from spinney.scheduler.statement import Placement
 
     Action = Callable[[Session, Mapping[str, Verdict]], Iterator[Verdict]]
 
@@ -117,15 +119,32 @@ def _remembered(session: Session) -> Memory:
 def _bindings(session: Session) -> tuple[Binding, ...]:
     nodes = session.layout.nodes
     return tuple(
-        Binding(pod.key, pod.uid, nodes[row].name, pod.gang or pod.key)
-        for placement in session.statement.placements
-        for pod, row in zip(placement.pods, placement.rows.tolist(), strict=True)
+        Binding(pod.key, pod.uid, nodes[row].name, pod.gang or pod.key, devices)
+        for pod, row, devices in _with_devices(session, session.statement.placements, held=False)
     )
 
 
 def _pipelined(session: Session) -> tuple[Pipelined, ...]:
+    nodes, held = session.layout.nodes, session.statement.held
+    placements = [placement for gang in held for placement in held[gang]]
+    gang_of = {pod.key: gang for gang in held for p in held[gang] for pod in p.pods}
     return tuple(
-        Pipelined(spot.pod.key, spot.node, found.gang)
-        for found in session.reservations.kept.values()
-        for spot in found.spots
+        Pipelined(pod.key, nodes[row].name, gang_of[pod.key], devices)
+        for pod, row, devices in _with_devices(session, placements, held=True)
     )
+
+
+def _with_devices(
+    session: Session, placements: Iterable[Placement], *, held: bool
+) -> Iterator[tuple[PodInfo, int, tuple[str, ...]]]:
+    """Yield pods with their node and the GPUs that they share."""
+    counts: dict[tuple[int, int], int] = {}
+    for placement in placements:
+        cls = placement.cls
+        for pod, row in zip(placement.pods, placement.rows.tolist(), strict=True):
+            devices: tuple[str, ...] = ()
+            if cls.shape.share is not None:
+                number = counts.get((cls.number, row), 0)
+                counts[cls.number, row] = number + 1
+                devices = session.shares.names(cls, row, number, held=held)
+            yield pod, row, devices

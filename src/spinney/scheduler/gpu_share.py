@@ -39,6 +39,8 @@ class Device:
 
     free: int = WHOLE
     users: int = 0
+    name: str = ""
+    """Unique on its node: what sharers say, or a number."""
 
     def take(self, part: int) -> None:
         """Give *part* to one more user."""
@@ -72,11 +74,6 @@ def standing_devices(pods: Iterable[PodInfo], memory_mib: int) -> list[Device]:
 
     Pods that name the same group share a device; those that name none are put where they fit.
     """
-    return [device for device, _ in _standing(pods, memory_mib)]
-
-
-def _standing(pods: Iterable[PodInfo], memory_mib: int) -> list[tuple[Device, str]]:
-    """Return the shared devices with their names; one that no pod names gets a free number."""
     named: dict[str, Device] = {}
     silent: list[PodInfo] = []
     for pod in sorted(pods, key=lambda p: p.key):
@@ -86,7 +83,8 @@ def _standing(pods: Iterable[PodInfo], memory_mib: int) -> list[tuple[Device, st
             silent.append(pod)
             continue
         for group in pod.gpu_groups:
-            named.setdefault(group, Device()).take(part_of(share, memory_mib))
+            device = named.setdefault(group, Device(name=group))
+            device.take(part_of(share, memory_mib))
     found = list(named.values())
     for pod in silent:
         share = pod.shape.share
@@ -94,36 +92,39 @@ def _standing(pods: Iterable[PodInfo], memory_mib: int) -> list[tuple[Device, st
         part = part_of(share, memory_mib)
         for device in _chosen(found, part, share.devices):
             device.take(part)
-    names = [*named, *_free_numbers(named, len(found) - len(named))]
-    return list(zip(found, names, strict=True))
+    _name(found)
+    return found
 
 
-def _free_numbers(taken: Iterable[str], count: int) -> list[str]:
-    used = set(taken)
+def _name(devices: Sequence[Device]) -> None:
+    """Give those of *devices* that have no name the smallest numbers that are free."""
+    used = {device.name for device in devices}
     free = (str(at) for at in itertools.count() if str(at) not in used)
-    return list(itertools.islice(free, count))
+    for device in devices:
+        if not device.name:
+            device.name = next(free)
 
 
-def devices_for(share: GpuShare, sharers: Iterable[PodInfo], memory_mib: int) -> tuple[str, ...]:
-    """Return the names of the devices that one more pod with *share* gets beside *sharers*.
+def _chosen(
+    devices: list[Device], part: int, count: int, *, whole: int | None = None
+) -> list[Device]:
+    """Return *count* devices for a share, the fullest that fit first; new ones are added.
 
-    They are the devices that a session gives to it: the fullest that have room, then new ones.
+    With *whole*, the number of whole GPUs that may be broken up, new ones come first, then the
+    emptiest.
     """
-    standing = _standing(sharers, memory_mib)
-    devices = [device for device, _ in standing]
-    names = [name for _, name in standing]
-    chosen = _chosen(devices, part_of(share, memory_mib), share.devices)
-    names += _free_numbers(names, len(devices) - len(names))
-    return tuple(name for device, name in zip(devices, names, strict=True) if device in chosen)
-
-
-def _chosen(devices: list[Device], part: int, count: int) -> list[Device]:
-    """Return *count* devices for a share, the fullest that fit first; new ones are added."""
-    fitting = sorted((d for d in devices if d.free >= part), key=lambda d: d.free)[:count]
-    for _ in range(count - len(fitting)):
+    fitting = sorted((d for d in devices if d.free >= part), key=lambda d: d.free)
+    if whole is not None:
+        new = min(max(whole, 0), count)
+        fitting = fitting[::-1][: count - new]
+    for _ in range(count - len(fitting[:count])):
         devices.append(Device())
         fitting.append(devices[-1])
-    return fitting
+    return fitting[:count]
+
+
+_At = tuple[int, int, bool]
+"""Class, node, and whether room is only kept."""
 
 
 @dataclass(slots=True)
@@ -133,10 +134,12 @@ class SharedGpus:
     layout: Layout
     idle: NDArray[np.int64]
     """Changed when a device is opened or closed."""
+    spread: bool = False
+    """Whether a sharer gets a GPU of its own while there is one."""
     devices: dict[int, list[Device]] = field(default_factory=dict)
     """By node."""
-    _taken: dict[tuple[int, int], list[list[Device]]] = field(default_factory=dict)
-    """By class and node: the devices of each pod that the session put there."""
+    _taken: dict[_At, list[list[Device]]] = field(default_factory=dict)
+    """The devices of each pod that the session put somewhere, or keeps room for."""
     _shares: dict[int, GpuShare] = field(default_factory=dict)
     """By class: what a pod takes, for the classes in `_taken`."""
     _staying: dict[int, list[PodInfo]] = field(default_factory=dict)
@@ -175,7 +178,7 @@ class SharedGpus:
         What is placed meanwhile has to be taken back before it ends.
         """
         before = {row: self.devices[row] for row in self._staying}
-        taken = {at: list(pods) for at, pods in self._taken.items() if at[1] in before}
+        taken = {at: list(found) for at, found in self._taken.items() if at[1] in before}
         for row, pods in self._staying.items():
             devices = standing_devices(pods, self._memory(row))
             for at in taken:
@@ -189,15 +192,14 @@ class SharedGpus:
                 self._replace(row, devices)
             self._taken.update(taken)
 
-    def _put_again(
-        self, at: tuple[int, int], devices: list[Device], count: int
-    ) -> list[list[Device]]:
+    def _put_again(self, at: _At, devices: list[Device], count: int) -> list[list[Device]]:
         share = self._shares[at[0]]
         part, found = self._part(share, at[1]), []
         for _ in range(count):
             found.append(_chosen(devices, part, share.devices))
             for device in found[-1]:
                 device.take(part)
+        _name(devices)
         return found
 
     def _replace(self, row: int, devices: list[Device]) -> None:
@@ -222,14 +224,16 @@ class SharedGpus:
         room: NDArray[np.int64] = (idle // share.devices) * per_device
         for at, row in enumerate(rows.tolist()):
             if self.devices.get(row) and per_device[at]:
-                room[at] = _count(self.devices[row], int(idle[at]), parts[at], share.devices)
+                room[at] = self._count(self.devices[row], int(idle[at]), parts[at], share.devices)
         return room
 
     def _part(self, share: GpuShare, row: int) -> int:
         return share.milli or part_of(share, self._memory(row))
 
-    def change(self, cls: PodClass, rows: NDArray[np.int64], sign: int) -> None:
-        """Put one pod of *cls* on each of *rows*, or take one away."""
+    def change(
+        self, cls: PodClass, rows: NDArray[np.int64], sign: int, *, held: bool = False
+    ) -> None:
+        """Put one pod of *cls* on each of *rows*, or take one away; *held*: only keep room."""
         share = cls.shape.share
         assert share is not None
         self._shares[cls.number] = share
@@ -237,11 +241,13 @@ class SharedGpus:
             part = self._part(share, row)
             at = self.devices.setdefault(row, [])
             before = len(at)
-            taken = self._taken.setdefault((cls.number, row), [])
+            taken = self._taken.setdefault((cls.number, row, held), [])
             if sign > 0:
-                taken.append(_chosen(at, part, share.devices))
+                whole = self._whole(row) if self.spread else None
+                taken.append(_chosen(at, part, share.devices, whole=whole))
                 for device in taken[-1]:
                     device.take(part)
+                _name(at)
             else:
                 for device in taken.pop():
                     device.give_back(part)
@@ -249,6 +255,14 @@ class SharedGpus:
             opened = len(self.devices[row]) - before
             self.idle[row, self.layout.column[GPU]] -= opened * WHOLE
             self._count_spare(row)
+
+    def _whole(self, row: int) -> int:
+        return int(self.idle[row, self.layout.column[GPU]] // WHOLE)
+
+    def names(self, cls: PodClass, row: int, number: int, *, held: bool = False) -> tuple[str, ...]:
+        """Return the devices of one of the pods of *cls* that the session put on *row*."""
+        devices = self._taken[cls.number, row, held][number]
+        return tuple(sorted(device.name for device in devices))
 
     def has_room_shared(self, share: GpuShare, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Tell which of *rows* have room on devices that are shared already."""
@@ -261,14 +275,14 @@ class SharedGpus:
             np.bool_,
         )
 
-
-def _count(devices: Sequence[Device], idle: int, part: int, each: int) -> int:
-    """Return how many pods fit that take *part* of *each* devices."""
-    trial = [Device(device.free, device.users) for device in devices]
-    most, found = len(devices) + idle, 0
-    while True:
-        for device in _chosen(trial, part, each):
-            device.take(part)
-        if len(trial) > most or part <= 0:
-            return found
-        found += 1
+    def _count(self, devices: Sequence[Device], idle: int, part: int, each: int) -> int:
+        """Return how many pods fit that take *part* of *each* devices."""
+        trial = [Device(device.free, device.users) for device in devices]
+        most, found = len(devices) + idle, 0
+        while True:
+            whole = most - len(trial) if self.spread else None
+            for device in _chosen(trial, part, each, whole=whole):
+                device.take(part)
+            if len(trial) > most or part <= 0:
+                return found
+            found += 1

@@ -18,13 +18,14 @@ from spinney.scheduler.cache import Cache
 from spinney.scheduler.config import SchedulerConfig
 from spinney.scheduler.cycle import CycleResult, run_cycle
 from spinney.scheduler.session import Session
+from spinney.scheduler.shapes import GPU_GROUP
 from spinney.scheduler.topology.placement_score import placement_score
 
 if TYPE_CHECKING:
     from spinney.api.core import Pod
     from spinney.scheduler.gangs import Gang
     from spinney.scheduler.scenario import Objects
-    from spinney.scheduler.verdict import Eviction, Verdict
+    from spinney.scheduler.verdict import Binding, Eviction, Pipelined, Verdict
 
 
 class _Line(msgspec.Struct, rename="camel"):
@@ -37,6 +38,8 @@ class Bound(_Line):
     pod: str
     node: str
     gang: str
+    gpus: list[str]
+    """The GPUs of the node that it shares, where it takes parts of some."""
 
 
 class Evicted(_Line):
@@ -82,6 +85,8 @@ class PodState(_Line):
     state: str
     """``bound``, ``pipelined`` and ``evicted`` are decisions of the last cycle."""
     node: str
+    gpus: list[str]
+    """The GPUs of the node that it shares, where it takes parts of some."""
 
 
 class GangState(_Line):
@@ -134,29 +139,33 @@ class OfflineCluster:
             lines.append(_cycle_line(number, self._last))
         pods = [self._pod_state(key) for key in sorted(self._pods)]
         for binding in self._last.bindings if self._last else ():
-            self._start(binding.pod, binding.node)
+            self._start(binding)
         return Report(lines, self._gang_states(), pods)
 
     def _settle(self) -> None:
         """Let the last cycle's decisions take effect."""
         assert self._last is not None
         for binding in self._last.bindings:
-            self._start(binding.pod, binding.node)
+            self._start(binding)
         for key in [key for key, pod in self._pods.items() if pod.deleting]:
             del self._pods[key]
             self.cache.remove_pod(key)
         for eviction in self._last.evictions:
             self._come_back(eviction)
 
-    def _start(self, key: str, node: str) -> None:
-        pod = self._pods[key]
+    def _start(self, binding: Binding) -> None:
+        pod = self._pods[binding.pod]
         status = replace(pod.status, start_time=rfc3339(self.now_s))
-        self._set(replace(pod, spec=replace(pod.spec, node_name=node), status=status))
+        labels = pod.labels | {f"{GPU_GROUP}/{name}": name for name in binding.devices}
+        metadata = replace(pod.metadata, labels=labels)
+        spec = replace(pod.spec, node_name=binding.node)
+        self._set(replace(pod, metadata=metadata, spec=spec, status=status))
 
     def _come_back(self, eviction: Eviction) -> None:
         pod = self._pods[eviction.pod]
         self.cache.remove_pod(pod.key)
-        metadata = replace(pod.metadata, uid=f"{pod.metadata.uid}'")
+        labels = {k: v for k, v in pod.labels.items() if not k.startswith(GPU_GROUP)}
+        metadata = replace(pod.metadata, uid=f"{pod.metadata.uid}'", labels=labels)
         status = replace(pod.status, start_time=None)
         spec = replace(pod.spec, node_name="")
         self._set(replace(pod, metadata=metadata, spec=spec, status=status))
@@ -168,17 +177,20 @@ class OfflineCluster:
     def _pod_state(self, key: str) -> PodState:
         pod, info, last = self._pods[key], self.cache.pod(key), self._last
         gang = gang_name(info.gang if info and info.gang else key)
-        decided = {b.pod: ("bound", b.node) for b in last.bindings} if last else {}
+        decided: dict[str, tuple[str, str, tuple[str, ...]]] = {}
+        on = info.gpu_groups if info else ()
         if last:
-            decided |= {p.pod: ("pipelined", p.node) for p in last.pipelined}
-            decided |= {e.pod: ("evicted", e.node) for e in last.evictions}
+            decided |= {b.pod: ("bound", b.node, b.devices) for b in last.bindings}
+            decided |= {p.pod: ("pipelined", p.node, p.devices) for p in last.pipelined}
+            decided |= {e.pod: ("evicted", e.node, on) for e in last.evictions}
         if key in decided:
-            return PodState(key, gang, *decided[key])
+            state, node, devices = decided[key]
+            return PodState(key, gang, state, node, list(devices))
         if pod.status.phase in ("Succeeded", "Failed"):
-            return PodState(key, gang, pod.status.phase.lower(), pod.spec.node_name)
+            return PodState(key, gang, pod.status.phase.lower(), pod.spec.node_name, [])
         words = {"active": "running"}
         state = words.get(info.state, info.state) if info else "other"
-        return PodState(key, gang, state, pod.spec.node_name)
+        return PodState(key, gang, state, pod.spec.node_name, list(on))
 
     def _gang_states(self) -> list[GangState]:
         snapshot = self.cache.snapshot(self.now_s)
@@ -212,7 +224,7 @@ def _gang_state(
 def _cycle_line(number: int, result: CycleResult) -> CycleLine:
     return CycleLine(
         number,
-        [Bound(b.pod, b.node, gang_name(b.gang)) for b in result.bindings],
+        [_bound(binding) for binding in result.bindings],
         [
             Evicted(
                 e.pod,
@@ -225,9 +237,13 @@ def _cycle_line(number: int, result: CycleResult) -> CycleLine:
             )
             for e in result.evictions
         ],
-        [Bound(p.pod, p.node, gang_name(p.gang)) for p in result.pipelined],
+        [_bound(found) for found in result.pipelined],
         [_pending(verdict) for _, verdict in sorted(result.verdicts.items()) if _stays(verdict)],
     )
+
+
+def _bound(found: Binding | Pipelined) -> Bound:
+    return Bound(found.pod, found.node, gang_name(found.gang), list(found.devices))
 
 
 def _stays(verdict: Verdict) -> bool:

@@ -105,7 +105,7 @@ class Session:
         self.leaving: NDArray[np.int64] = snapshot.leaving.copy()
         """What will be free and is kept for nobody: of pods that are being deleted, or that this
         cycle decided to displace."""
-        self.shares = SharedGpus(self.layout, self.idle)
+        self.shares = SharedGpus(self.layout, self.idle, self.config.gpu_order == "spread")
         self.shares.start(snapshot)
         self.statement = Statement(self.idle, self.shares, self.leaving)
         check("filter", self.config.filters, {**NODE_FILTERS, **ROOM_FILTERS})

@@ -83,7 +83,7 @@ class Statement:
         """Keep the room of *placements* for *gang*, on top of what is kept for it already."""
         lent = self._lent.setdefault(gang, [])
         for placement in placements:
-            self._apply(placement.cls, placement.rows, 1)
+            self._apply(placement.cls, placement.rows, 1, held=True)
             for row in placement.rows.tolist():
                 part = np.minimum(placement.cls.vector, np.maximum(self.coming[row], 0))
                 if part.any():
@@ -96,7 +96,7 @@ class Statement:
         """Let go of the room that is kept for *gang*, and return what that was."""
         released = self.held.pop(gang, ())
         for placement in released:
-            self._apply(placement.cls, placement.rows, -1)
+            self._apply(placement.cls, placement.rows, -1, held=True)
         for row, part in self._lent.pop(gang, ()):
             self.coming[row] += part
             self.idle[row] -= part
@@ -108,10 +108,12 @@ class Statement:
         self.rollback(checkpoint)
         return taken
 
-    def _apply(self, cls: PodClass, rows: NDArray[np.int64], sign: int) -> None:
+    def _apply(
+        self, cls: PodClass, rows: NDArray[np.int64], sign: int, *, held: bool = False
+    ) -> None:
         np.subtract.at(self.idle, rows, cls.vector * sign)
         if cls.shape.share is not None and self.shares is not None:
-            self.shares.change(cls, rows, sign)
+            self.shares.change(cls, rows, sign, held=held)
         self.touched.append(rows)
         change = int(self._salt[rows].sum(dtype=np.uint64)) * cls.salt
         self.fingerprint = (self.fingerprint + sign * change) & _MASK

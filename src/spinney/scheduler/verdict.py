@@ -20,6 +20,8 @@ class Binding:
     uid: str
     node: str
     gang: str
+    devices: tuple[str, ...] = ()
+    """The GPUs of the node that it shares, where it takes parts of some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,7 @@ class Pipelined:
     pod: str
     node: str
     gang: str
+    devices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
