@@ -6,9 +6,9 @@ From then on the first failure ends the gang's turn: pods that are not sent yet 
 pending, those that are bound stay, count and pin the domain, and the next cycle places the others
 beside them under the same constraints or, where that cannot be, the gang is evicted as stale.
 
-Before each binding the node is looked at again: when another scheduler has used the room
-meanwhile, that is a failure too. Nothing is bound twice: the API refuses a pod that has a node, or
-that is another pod by now.
+Before each binding the node is looked at again, before the first one those of the whole gang: when
+another scheduler has used the room meanwhile, that is a failure too. Nothing is bound twice: the
+API refuses a pod that has a node, or that is another pod by now.
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ class BindReport:
     """Pods that are pending again: their own binding failed, or another of their gang did."""
     conflicts: int = 0
     """Failures because somebody else was faster: with the pod, or with room on its node."""
+    refused: set[str] = field(default_factory=set)
+    """Gangs of which a binding failed for another reason, which may last."""
 
 
 class Binder:
@@ -85,20 +87,30 @@ class Binder:
     def _assume(self, binding: Binding) -> None:
         self._cache.assume(binding.pod, binding.node, binding.devices)
 
-    async def send(self, binding: Binding) -> None:
-        """Bind one pod; raise RoomLostError, or what the API says in the end."""
-        if conflict := self._cache.conflict(binding.pod):
-            raise RoomLostError(f"pod {binding.pod} is placed anew: {conflict}")
+    async def send(self, binding: Binding, beside: Sequence[Binding] = ()) -> None:
+        """Bind one pod; raise RoomLostError, or what the API says in the end.
+
+        It is not bound either when one of the pods *beside* it has lost its room.
+        """
+        self._look_again(binding, beside)
         await self._claims.settle(binding)
         pod = self._cache.pod(binding.pod)
         annotations = {}
         if pod is not None and pod.shape.share is not None:
             annotations = {RECEIVED: "Fraction", DEVICES: ",".join(pod.gpu_groups)}
-        await self._send(binding, annotations)
+        await self._send(binding, beside, annotations)
 
-    async def _send(self, binding: Binding, annotations: dict[str, str]) -> None:
+    def _look_again(self, binding: Binding, beside: Sequence[Binding]) -> None:
+        for other in (binding, *beside):
+            if conflict := self._cache.conflict(other.pod):
+                raise RoomLostError(f"pod {other.pod} is placed anew: {conflict}")
+
+    async def _send(
+        self, binding: Binding, beside: Sequence[Binding], annotations: dict[str, str]
+    ) -> None:
         namespace, _, name = binding.pod.partition("/")
         for attempt in range(BIND_ATTEMPTS):
+            self._look_again(binding, beside)
             try:
                 await self._client.bind(
                     name, namespace, binding.node, uid=binding.uid, annotations=annotations
@@ -138,26 +150,28 @@ class _GangTurn:
 
     async def run(self, members: Sequence[Binding]) -> None:
         first, *others = sorted(members, key=lambda binding: binding.pod)
-        await self._one(first)
+        await self._one(first, others)
         async with asyncio.TaskGroup() as group:
             for binding in others:
                 group.create_task(self._one(binding))
 
-    async def _one(self, binding: Binding) -> None:
+    async def _one(self, binding: Binding, beside: Sequence[Binding] = ()) -> None:
         async with self._slots:
-            if not self._broken and await self._sent(binding):
+            if not self._broken and await self._sent(binding, beside):
                 self._report.bound.append(binding)
                 return
         self._broken = True
         await self._binder.give_up(binding)
         self._report.failed.append(binding)
 
-    async def _sent(self, binding: Binding) -> bool:
+    async def _sent(self, binding: Binding, beside: Sequence[Binding]) -> bool:
         try:
-            await self._binder.send(binding)
+            await self._binder.send(binding, beside)
         except (ApiError, TransportError, RoomLostError, NoDevicesError, NoVolumeError) as error:
-            conflict = isinstance(error, ConflictError | RoomLostError)
-            self._report.conflicts += conflict
+            if isinstance(error, ConflictError | RoomLostError):
+                self._report.conflicts += 1
+            else:
+                self._report.refused.add(binding.gang)
             log.warning("bind failed", pod=binding.pod, node=binding.node, error=str(error))
             return False
         return True

@@ -500,6 +500,8 @@ class Cache:
         if not ours and not pod.spec.node_name:
             return None
         state = self._state(pod)
+        if state == "pending" and not self._claims.exist_for(pod):
+            state = "gated"
         node, devices = pod.spec.node_name, gpu_groups(pod)
         assumed = self._assumed.get(pod.key)
         if assumed is not None:

@@ -163,6 +163,11 @@ class ClaimBook:
                     devices[name] = devices.get(name, 0) + amount
         return tuple(found for found in terms if found), devices
 
+    def exist_for(self, pod: Pod) -> bool:
+        """Tell whether all resource claims of *pod* are there, those made for it included."""
+        found = list(resource_claims(pod))
+        return len(found) == len(pod.spec.resource_claims) and all(k in self.claims for k in found)
+
     def _reach(self, key: str) -> Terms:
         volume, node = self.bound.get(key, ""), self.selected.get(key, "")
         if volume or not node:

@@ -12,6 +12,7 @@ One cycle runs at a time, and it ends when its bindings are answered.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from spinney.api.core import Node, Pod, PriorityClass
@@ -38,7 +39,7 @@ from spinney.scheduler.status import StatusWriter
 from spinney.scheduler.topology.placement_score import placement_score
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from prometheus_client import CollectorRegistry
 
@@ -49,12 +50,14 @@ if TYPE_CHECKING:
     from spinney.scheduler.memory import Memory
     from spinney.scheduler.said import GangObject
     from spinney.scheduler.snapshot import Snapshot
-    from spinney.scheduler.verdict import Eviction, Verdict
+    from spinney.scheduler.verdict import Binding, Eviction, Verdict
 
 DEBOUNCE_S = 0.02
 """How long a cycle waits for further changes after the first."""
 RETRY_S = 1.0
 """When to try again after writes failed, if nothing else makes a cycle due."""
+MAX_RETRY_S = 60.0
+"""The longest wait before a gang whose bindings are refused again and again is tried again."""
 CONCURRENT_PATCHES = 32
 """Pods that are told at a time why they have no node, or which is kept for them."""
 
@@ -85,6 +88,9 @@ class Scheduler:
         """None until the first cycle."""
         self._clock = runtime.clock
         self._events = events
+        self._held_off: dict[str, tuple[float, float]] = {}
+        """Gang whose bindings were refused to when they may be sent again, and the wait until then,
+        in loop time."""
         self._unsettled: set[str] = set()
         """Gangs of which something changed since their condition was looked at."""
         self._due = False
@@ -193,12 +199,37 @@ class Scheduler:
         await self._settle()
 
     async def _bind(self, result: CycleResult) -> None:
-        gangs = {binding.gang for binding in result.bindings}
-        log.info("gangs placed", gangs=len(gangs), pods=len(result.bindings))
-        report = await self._binder.bind(result.bindings)
+        bindings = self._ready(result.bindings)
+        if not bindings:
+            return
+        gangs = {binding.gang for binding in bindings}
+        log.info("gangs placed", gangs=len(gangs), pods=len(bindings))
+        report = await self._binder.bind(bindings)
         self._metrics.count_binds(report)
+        for gang in gangs - report.refused:
+            self._held_off.pop(gang, None)
+        for gang in report.refused:
+            self._hold_off(gang)
         if report.failed:
             self._retry()
+
+    def _ready(self, bindings: Sequence[Binding]) -> list[Binding]:
+        """Return *bindings* without those of gangs that are held off, which are decided again."""
+        assert self._memory is not None
+        now_s = asyncio.get_running_loop().time()
+        waiting = {gang for gang, (until_s, _) in self._held_off.items() if until_s > now_s}
+        found = [binding for binding in bindings if binding.gang not in waiting]
+        if len(found) < len(bindings):
+            self._memory = replace(self._memory, version=-1)
+        return found
+
+    def _hold_off(self, gang: str) -> None:
+        _, last_s = self._held_off.get(gang, (0.0, 0.0))
+        wait_s = min(MAX_RETRY_S, max(RETRY_S, 2 * last_s))
+        now_s = asyncio.get_running_loop().time()
+        kept = {key: held for key, held in self._held_off.items() if held[0] + MAX_RETRY_S > now_s}
+        self._held_off = {**kept, gang: (now_s + wait_s, wait_s)}
+        self._controller.enqueue(KEY, wait_s)
 
     async def _nominate(self, memory: Memory, snapshot: Snapshot) -> set[str]:
         """Say on pods which room is kept for them; return pods on which that did not work."""
