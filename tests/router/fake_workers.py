@@ -24,7 +24,7 @@ from spinney.ids import RandomIds
 from spinney.router.assembly import Router, assemble
 from spinney.router.limits import Limits
 from spinney.router.picker import Policy
-from spinney.router.upstream import RESEND_WITHIN_S, HttpUpstream
+from spinney.router.upstream import STALE_WITHIN_S, HttpUpstream
 from spinney.router.workers import Role, StaticWorkers, Worker
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ QUICK = Limits(
     idle_stream_deadline_s=0.3,
     drain_deadline_s=0.3,
     probe_period_s=0.02,
+    return_wait_s=0.2,
 )
 PATIENCE_S = 5.0
 REPORT = '{"outcome":"pulled","bytes_pulled":4096,"seconds":0.25}'
@@ -138,6 +139,8 @@ class FakeWorker:
         self.hold: asyncio.Event | None = None
         """What it waits for before it answers."""
         self.hold_mid_stream: asyncio.Event | None = None
+        self.deaf = False
+        """Whether it does not answer when it is asked for its health."""
         self.handles = 0
         self.server = AsgiServer(self)
 
@@ -155,6 +158,11 @@ class FakeWorker:
         path = scope["path"]
         if path == "/v1/models":
             await _answer(send, 200, {"object": "list", "data": [{"id": self.model}]})
+            return
+        if path == "/health":
+            if self.deaf:
+                await asyncio.sleep(60)
+            await _answer(send, 200, {"status": "ok"})
             return
         seen = Seen(headers.get("x-request-id", ""), path, json.loads(body), headers)
         self.seen.append(seen)
@@ -183,7 +191,7 @@ class FakeWorker:
             self.server.cut()
             await asyncio.sleep(60)
         if fault == "die":
-            await asyncio.sleep(RESEND_WITHIN_S + 0.01)
+            await asyncio.sleep(STALE_WITHIN_S + 0.01)
             self.server.cut()
             await asyncio.sleep(60)
         if isinstance(fault, int):

@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 from tests.router.fake_workers import Fleet, fleet, lower, until, words
 
+from spinney.router.limits import Limits
 from spinney.router.picker import Policy
 
 PROMPT = {"prompt": "Once upon a time", "max_tokens": 5}
@@ -268,6 +269,98 @@ def test_an_idle_connection_that_the_worker_closes_is_no_failure():
     asyncio.run(main())
 
 
+def test_a_handle_is_not_sent_again_where_its_worker_may_have_seen_it():
+    async def main():
+        async with fleet("p d") as world:
+            await world.ask(STREAM)
+            world.decode[0].fault, world.decode[0].faults_left = "close-idle", 1
+            said = await world.ask(STREAM, headers={"x-request-id": "again"})
+            assert (said.status, said.text, said.mode) == (200, TEXT, "disaggregated")
+            handles = [
+                seen.body["kv_transfer_params"]["remote_request_id"]
+                for seen in world.decode[0].completions
+            ]
+            assert len(handles) == len(set(handles)) == 3
+            assert world.fabric.wrong == []
+            assert await world.metric("retries_total", stage="decode", cause="stale") == 1
+            story = (await world.get("/debug/requests/again")).json
+            failed = next(step for step in story["steps"] if step["what"] == "worker failed")
+            assert failed["fields"]["cause"] == "stale"
+            assert [each["avoided"] for each in (await world.get("/debug/workers")).json] == [
+                False,
+                False,
+            ]
+
+    asyncio.run(main())
+
+
+def test_a_prompt_is_sent_again_under_another_id_where_an_idle_connection_was_closed():
+    async def main():
+        async with fleet("p d") as world:
+            await world.ask(STREAM)
+            world.prefill[0].fault, world.prefill[0].faults_left = "close-idle", 1
+            said = await world.ask(STREAM, headers={"x-request-id": "again"})
+            assert (said.status, said.mode) == (200, "disaggregated")
+            assert [seen.id for seen in world.prefill[0].completions][1:] == ["again", "againr"]
+
+    asyncio.run(main())
+
+
+def test_what_follows_from_one_workers_death_is_not_taken_from_the_retry_budget():
+    async def main():
+        async with fleet("d d", retry_reserve=0.0, retry_ratio=0.0) as world:
+            world.decode[0].hold = world.decode[1].hold = asyncio.Event()
+            asking = [asyncio.ensure_future(world.ask(STREAM)) for _ in range(12)]
+            await until(lambda: sum(len(w.completions) for w in world.decode) == 12)
+            first = [len(worker.completions) for worker in world.decode]
+            world.decode[0].server.cut()
+            world.decode[0].hold.set()
+            said = await asyncio.gather(*asking)
+            assert [each.text for each in said] == [TEXT] * 12
+            assert first == [6, 6]
+            assert len(world.decode[1].completions) == 12
+
+    asyncio.run(main())
+
+
+def test_a_request_waits_for_the_only_decode_worker_to_come_back():
+    async def main():
+        async with fleet("p d", return_wait_s=5.0, avoid_first_s=60.0, avoid_most_s=60.0) as world:
+            worker = world.decode[0]
+            worker.fault, worker.faults_left = "die", 1
+            worker.deaf = True
+            asking = asyncio.ensure_future(world.ask(STREAM, headers={"x-request-id": "r"}))
+            await until(lambda: len(worker.completions) == 1 and worker.faults_left == 0)
+            await asyncio.sleep(0.3)
+            assert not asking.done()
+            await worker.server.stop()
+            worker.deaf = False
+            await worker.server.start()
+            said = await asking
+            assert (said.status, said.text) == (200, TEXT)
+            story = (await world.get("/debug/requests/r")).json
+            assert "waited for a worker" in [step["what"] for step in story["steps"]]
+
+    asyncio.run(main())
+
+
+def test_a_request_does_not_wait_beyond_the_bound_or_its_own_target():
+    async def main():
+        async with fleet("d d", return_wait_s=0.4, avoid_first_s=60.0, avoid_most_s=60.0) as world:
+            for worker in world.decode:
+                await worker.server.stop()
+            loop = asyncio.get_running_loop()
+            began_s = loop.time()
+            assert (await world.ask(STREAM)).status == 502
+            assert loop.time() - began_s >= 0.4
+            began_s = loop.time()
+            hurried = await world.ask(STREAM, headers={"x-spinney-ttft-ms": "50"})
+            assert hurried.status == 502
+            assert loop.time() - began_s < 0.4
+
+    asyncio.run(main())
+
+
 def test_a_single_decode_worker_that_failed_is_asked_again():
     async def main():
         async with fleet("p d") as world:
@@ -280,7 +373,7 @@ def test_a_single_decode_worker_that_failed_is_asked_again():
 
 def test_attempts_are_bounded_and_the_last_one_prefills_locally():
     async def main():
-        async with fleet("p p d d") as world:
+        async with fleet("p p d d", max_attempts=3) as world:
             for worker in world.decode:
                 worker.fault = 500
             said = await world.ask(STREAM)
@@ -562,9 +655,7 @@ def test_a_repeated_beginning_goes_to_the_worker_that_has_it():
 
 def test_many_at_once_are_spread_over_the_workers_and_none_is_mixed_up():
     async def main():
-        async with fleet(
-            "p p d d", prefill_deadline_s=20, first_byte_deadline_s=20, idle_stream_deadline_s=20
-        ) as world:
+        async with fleet("p p d d", limits=Limits(connect_timeout_s=60)) as world:
             bodies = [STREAM | {"prompt": "x" * index} for index in range(1, 65)]
             said = await asyncio.gather(*(world.ask(body) for body in bodies))
             assert [each.text for each in said] == ["".join(words(body)) for body in bodies]

@@ -64,6 +64,10 @@ class ModelledNetwork:
     async def models(self, _worker):
         return frozenset()
 
+    async def answers(self, _worker, within_s):
+        await asyncio.sleep(within_s)
+        return False
+
     async def open(self, worker, stage, _path, _headers, body):
         faults = self.faults.get(worker.name)
         fault = faults.pop(0) if faults else "ok"

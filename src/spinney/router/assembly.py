@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from spinney.kv.prefix_index import BlockIndex
 from spinney.router.app import RouterApp
 from spinney.router.cache_view import CacheView
+from spinney.router.choosing import Chooser
 from spinney.router.event_feeds import EventFeeds
 from spinney.router.load import Faults, Ledger
 from spinney.router.metrics import RouterMetrics
@@ -17,6 +18,7 @@ from spinney.router.serving import Serving
 from spinney.router.stories import Stories
 from spinney.router.table import ModelProbe, WorkerTable
 from spinney.router.upstream import Upstream
+from spinney.router.vigil import LifeProbe, Vigil
 from spinney.tracing import NO_TRACER, Tracer
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from spinney.router.workers import WorkerSource
 
 
-class Network(Upstream, ModelProbe, Protocol):
+class Network(Upstream, ModelProbe, LifeProbe, Protocol):
     """All that a router asks of workers."""
 
 
@@ -49,11 +51,13 @@ class Router:
     cache: CacheView
     blocks: BlockIndex
     feeds: EventFeeds | None
+    vigil: Vigil
 
     async def run(self) -> None:
         """Keep track of workers and their caches until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.table.run())
+            tasks.create_task(self.vigil.run())
             if self.feeds is not None:
                 tasks.create_task(self.feeds.run())
 
@@ -93,12 +97,14 @@ def assemble(
         faults.succeeded(worker)
 
     table = WorkerTable(source, network, limits, forget)
+    vigil = Vigil(network, faults, table.workers, limits)
+    chooser = Chooser(table, ledger, faults, vigil, policy=policy, limits=limits, rng=rng)
     serving = Serving(
         table,
         network,
         limits=limits,
-        policy=policy,
-        rng=rng,
+        chooser=chooser,
+        vigil=vigil,
         metrics=metrics,
         ledger=ledger,
         cache=cache,
@@ -119,4 +125,4 @@ def assemble(
         ids=ids,
         tracer=tracer,
     )
-    return Router(app, serving, table, ledger, cache, blocks, feeds)
+    return Router(app, serving, table, ledger, cache, blocks, feeds, vigil)

@@ -449,15 +449,17 @@ class Shown:
             yield Candidate(name, self.stage, terms.total, uncached, self.cached[at], terms.named())
 
 
-@dataclass(frozen=True, slots=True)
 class Considered(Sequence[Candidate]):
     """The cheapest workers of each stage, put into words when they are asked for."""
 
-    shown: tuple[Shown, ...]
+    __slots__ = ("_shown",)
+
+    def __init__(self, shown: tuple[Shown, ...]) -> None:
+        self._shown = shown
 
     def __len__(self) -> int:
         """Return how many there are."""
-        return sum(len(stage.names) for stage in self.shown)
+        return sum(len(stage.names) for stage in self._shown)
 
     @overload
     def __getitem__(self, at: int) -> Candidate: ...
@@ -469,7 +471,7 @@ class Considered(Sequence[Candidate]):
 
     def __iter__(self) -> Iterator[Candidate]:
         """Yield all."""
-        for stage in self.shown:
+        for stage in self._shown:
             yield from stage.candidates()
 
 

@@ -37,8 +37,16 @@ class Limits:
     ttft_target_ms: float | None = None
     """When first tokens are wanted of requests that do not say; None is at any time."""
 
-    max_attempts: int = 3
-    """Decode workers tried for one request; the last is asked to prefill by itself."""
+    max_attempts: int = 5
+    """Decode attempts of one request that reached a worker; in the last it prefills by itself."""
+    max_tries: int = 8
+    """Decode attempts of one request in all, those too that reached no worker."""
+    return_wait_s: float = 5.0
+    """How long a request waits for a decode worker to come back, where all have failed lately."""
+    suspect_after_s: float = 2.0
+    """A worker's silence on all its streams after which it is asked whether it is alive."""
+    alive_deadline_s: float = 3.0
+    """How long it has to answer that; then what waits for it is given up."""
     max_prefill_attempts: int = 2
     """Prefill workers tried for each decode attempt; then the decode worker prefills."""
     max_migrations: int = 3

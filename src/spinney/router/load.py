@@ -14,7 +14,7 @@ from spinney.router.picker import IDLE, Load, View
 from spinney.router.workers import Stage, Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from spinney.router.limits import Limits
     from spinney.router.table import WorkerTable
@@ -54,6 +54,15 @@ class Ledger:
 
     def __init__(self) -> None:
         self._loads: dict[str, Load] = {}
+        self._callbacks: list[Callable[[str, Load | None], None]] = []
+
+    def on_change(self, callback: Callable[[str, Load | None], None]) -> None:
+        """Have *callback* called with each worker's load after a change; None is no work."""
+        self._callbacks.append(callback)
+
+    def loads_now(self) -> Mapping[str, Load]:
+        """Return the loads themselves, which change; workers without work are not in it."""
+        return self._loads
 
     def loads(self) -> dict[str, Load]:
         """Return a copy; workers without work are not in it."""
@@ -74,15 +83,19 @@ class Ledger:
 
     def add(self, worker: str, share: Load) -> None:
         """Add *share* to the load of *worker*."""
-        self._loads[worker] = _sum(self._loads.get(worker, IDLE), share, 1)
+        self._put(worker, _sum(self._loads.get(worker, IDLE), share, 1))
 
     def subtract(self, worker: str, share: Load) -> None:
         """Take *share* off the load of *worker*."""
-        left = _sum(self._loads.get(worker, IDLE), share, -1)
-        if left == IDLE:
+        self._put(worker, _sum(self._loads.get(worker, IDLE), share, -1))
+
+    def _put(self, worker: str, load: Load) -> None:
+        if load == IDLE:
             self._loads.pop(worker, None)
         else:
-            self._loads[worker] = left
+            self._loads[worker] = load
+        for callback in self._callbacks:
+            callback(worker, load)
 
 
 def _sum(load: Load, share: Load, sign: int) -> Load:
@@ -98,6 +111,8 @@ def _sum(load: Load, share: Load, sign: int) -> Load:
 class _Fault:
     failures: int
     until_s: float
+    since_s: float
+    """When the outage was noticed."""
 
 
 class Faults:
@@ -116,12 +131,23 @@ class Faults:
 
         Failures while it is avoided already belong to the same outage and do not lengthen it.
         """
-        before = self._faults.get(worker, _Fault(0, now_s))
+        before = self._faults.get(worker, _Fault(0, now_s, now_s))
         if before.until_s > now_s:
             return before.until_s - now_s
         pause_s = min(self._limits.avoid_most_s, self._limits.avoid_first_s * 2.0**before.failures)
-        self._faults[worker] = _Fault(min(before.failures + 1, 30), now_s + pause_s)
+        self._faults[worker] = _Fault(min(before.failures + 1, 30), now_s + pause_s, now_s)
         return pause_s
+
+    def was_known(self, worker: str, asked_s: float) -> bool:
+        """Whether *worker* was known to fail when it was asked something at *asked_s*."""
+        fault = self._faults.get(worker)
+        return fault is not None and fault.since_s < asked_s
+
+    def let_back(self, worker: str, now_s: float) -> None:
+        """Avoid *worker* no longer; its next failure counts as a further one."""
+        fault = self._faults.get(worker)
+        if fault is not None and fault.until_s > now_s:
+            self._faults[worker] = replace(fault, until_s=now_s)
 
     def succeeded(self, worker: str) -> None:
         """Forget what *worker* did."""
@@ -137,7 +163,9 @@ class Faults:
 class RetryBudget:
     """Retries for all requests together, so that an outage is not multiplied.
 
-    Each request earns ``retry_ratio`` of a retry, up to ``retry_reserve``, where it starts.
+    What follows from one worker's death is not taken from it: each request it had is tried
+    elsewhere once, whether it had two or two hundred. Each request earns ``retry_ratio`` of a
+    retry, up to ``retry_reserve``, where it starts.
     """
 
     def __init__(self, limits: Limits) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from spinney.router.metrics import FastHistogram, RouterMetrics
     from spinney.router.migration import Journal
+    from spinney.router.vigil import Attendance
     from spinney.router.workers import Worker
 
     Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -139,11 +140,12 @@ class EventRelay:
         ends: tuple[bytes, ...] = (DONE,),
         journal: Journal | None = None,
         hide_counts: bool = False,
+        attendance: Attendance | None = None,
     ) -> None:
         """One of *ends* is in the last event of a complete stream.
 
         *journal* takes down what is sent, so that another worker can go on. *hide_counts*: the
-        token counts at the end are the router's to know.
+        token counts at the end are the router's to know. *attendance* is told of every chunk.
         """
         self._worker = worker
         self._answer = answer
@@ -155,6 +157,7 @@ class EventRelay:
         self._journal = journal
         self._itl = itl
         self._hide_counts = hide_counts
+        self._attendance = attendance
         self.events = 0
         """Events sent so far."""
         self._tail = (b"", b"", b"")
@@ -197,8 +200,11 @@ class EventRelay:
         held = last = b""
         tail = self._tail
         before_s = watch.moved()
+        attendance = self._attendance
         while chunk:
             now_s = watch.moved()
+            if attendance is not None:
+                attendance.pulse.heard_s = now_s
             whole, held = split_events(held + chunk if held else chunk)
             if whole:
                 last = whole
@@ -218,8 +224,12 @@ class EventRelay:
                 before_s = now_s
                 if whole:
                     watch.on = "client"
+                    if attendance is not None:
+                        attendance.on_client = True
                     await reply.more(whole)
                     watch.on = "worker"
+                    if attendance is not None:
+                        attendance.on_client = False
                     watch.moved()
                 if failed is not None:
                     raise failed

@@ -22,31 +22,34 @@ import msgspec
 from spinney.log import get_logger
 from spinney.router import openai
 from spinney.router.admission import Claim, Forecast, Gate, RefusedError, too_late
-from spinney.router.load import Faults, Ledger, RetryBudget, Work, view_of
+from spinney.router.load import Faults, Ledger, RetryBudget, Work
 from spinney.router.migration import RESUMED_HEADER, DivergedError, Journal
-from spinney.router.picker import Ask, Choice, Mode, Nobody, Pick, Policy, View, pick, pick_prefill
+from spinney.router.picker import Ask, Choice, Mode, Nobody, Pick, View
 from spinney.router.prompt_tokens import prompt_tokens
 from spinney.router.relay import ClientStalledError, EventRelay, Headers, Reply
 from spinney.router.request_trace import RequestTrace, handover_attributes
-from spinney.router.upstream import FailureKind, Upstream, WorkerFailure, read_all
+from spinney.router.upstream import Answer, FailureKind, Upstream, WorkerFailure, read_all
 from spinney.router.workers import Stage, Worker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
-    from random import Random
 
     from spinney.router.cache_view import CacheView
+    from spinney.router.choosing import Chooser
     from spinney.router.limits import Limits
     from spinney.router.metrics import ModelFigures, RouterMetrics
     from spinney.router.prompt_tokens import PromptTokenizer
     from spinney.router.stories import Stories, Story
     from spinney.router.table import WorkerTable
+    from spinney.router.vigil import Attendance, Vigil
     from spinney.tracing import Span
 
 log = get_logger("router")
 
 RETRY_AFTER_S = 2
 """What a client is told to wait when there is no worker."""
+AGAIN = "r"
+"""Ends the id of a request that is sent to one worker a second time."""
 KV_FAULTS = frozenset({"kv_lost", "kv_transfer_failed"})
 """Codes with which a decode worker says that the prefill worker's blocks did not come."""
 
@@ -93,6 +96,12 @@ class Run:
     tried_prefill: set[str] = field(default_factory=set)
     tried_decode: set[str] = field(default_factory=set)
     attempt: int = 0
+    counted: int = 0
+    """Attempts that count: those that reached a worker and failed there."""
+    asked_s: float = 0.0
+    """When the worker was chosen that is asked now."""
+    desperate: bool = False
+    """Whether that worker failed lately, and there is none that did not."""
     local: bool = False
     journal: Journal | None = None
     """What the client has of its stream, for another worker to go on from."""
@@ -155,8 +164,8 @@ class Serving:
         upstream: Upstream,
         *,
         limits: Limits,
-        policy: Policy,
-        rng: Random,
+        chooser: Chooser,
+        vigil: Vigil,
         metrics: RouterMetrics,
         ledger: Ledger,
         cache: CacheView,
@@ -168,8 +177,8 @@ class Serving:
         self._table = table
         self._upstream = upstream
         self._limits = limits
-        self._policy = policy
-        self._rng = rng
+        self._chooser = chooser
+        self._vigil = vigil
         self._metrics = metrics
         self._ledger = ledger
         self._cache = cache
@@ -182,7 +191,7 @@ class Serving:
 
     def view(self) -> View:
         """Return what a choice would be made from now."""
-        return view_of(self._table, self._ledger, self._faults, _now())
+        return self._chooser.view()
 
     async def serve(self, run: Run) -> Outcome:
         """Answer *run*; return how it ended. Being cancelled ends all work for it."""
@@ -231,8 +240,7 @@ class Serving:
         return found
 
     def _capacity(self, model: str) -> int:
-        view = View(self._table.workers(), rosters=self._table.rosters)
-        return len(view.roster(model).decoders) * self._limits.max_running_per_worker
+        return len(self._table.roster(model).decoders) * self._limits.max_running_per_worker
 
     def _in_time(self, run: Run, choice: Choice) -> None:
         """Raise RefusedError when the first token would come too late, as far as is known."""
@@ -267,10 +275,14 @@ class Serving:
         self._metrics.prompt_tokens.inc(run.inbound.prompt_tokens)
         while True:
             run.attempt += 1
-            last = run.attempt > 1 and run.attempt >= self._limits.max_attempts
-            run.local = last or run.reply.started
+            run.local = self._is_last(run) or run.reply.started
             began_s = _now()
-            choice = pick(run.ask(), self.view(), self._policy, self._rng)
+            chosen = await self._chooser.choose(
+                run.ask(), most_s=self._patience_s(run), patient=run.attempt > 1
+            )
+            choice, run.desperate, run.asked_s = chosen.choice, chosen.desperate, _now()
+            if chosen.waited_s:
+                self._note(run, "waited for a worker", waited_ms=round(1000 * chosen.waited_s, 3))
             if isinstance(choice, Nobody):
                 return await self._nobody(run, choice)
             self._note_choice(run, choice, began_s)
@@ -287,6 +299,18 @@ class Serving:
                 outcome = await self._failed(run, failure)
                 if outcome is not None:
                     return outcome
+
+    def _is_last(self, run: Run) -> bool:
+        limits = self._limits
+        return run.attempt > 1 and (
+            run.counted + 1 >= limits.max_attempts or run.attempt >= limits.max_tries
+        )
+
+    def _patience_s(self, run: Run) -> float:
+        """Return how long *run* may wait for a worker to come back."""
+        if run.claim.ttft_ms is None or run.reply.started:
+            return self._limits.return_wait_s
+        return max(0.0, run.came_s + run.claim.ttft_ms / 1000 - _now())
 
     async def _measure(self, run: Run) -> None:
         """Find how long the prompt is, and who has computed how much of it before."""
@@ -309,7 +333,7 @@ class Serving:
         with self._ledger.work(worker, Stage.DECODE, context_tokens=tokens) as work:
             handover = None
             if choice.prefill is not None:
-                handover = await self._prefill(run, choice.prefill)
+                handover = await self._prefill(run, choice.prefill, worker)
             served = Served(worker, handover, _mode(choice, handover))
             if handover is None:
                 work.prefilling(max(1, tokens - run.cached.get(worker.name, 0)))
@@ -323,24 +347,25 @@ class Serving:
                     self._handover_failed(run, handover, failure)
                 raise
 
-    async def _prefill(self, run: Run, first: Pick) -> Handover | None:
-        """Return the prompt computed by a prefill worker, or None when none could."""
+    async def _prefill(self, run: Run, first: Pick, decode: Worker) -> Handover | None:
+        """Return the prompt computed by a prefill worker for *decode*, or None when none could."""
         picked: Pick | None = first
-        cause = ""
+        cause, free = "", True
         for _turn in range(self._limits.max_prefill_attempts):
-            if picked is None or (cause and not self._budget.try_spend()):
+            if picked is None or not (free or self._budget.try_spend()):
                 break
             if cause:
                 self._metrics.retries.labels(Stage.PREFILL.value, cause).inc()
             try:
                 return await self._prefill_on(run, picked.worker)
             except WorkerFailure as failure:
-                self._blame(run, failure)
+                free = self._blame(run, failure)
                 run.tried_prefill.add(failure.worker.name)
                 if failure.clients_fault:
                     break  # The decode worker has the last word on the request.
                 cause = failure.cause
-            picked = pick_prefill(run.ask(), self.view(), self._policy, self._rng)
+            picked = self._chooser.another_prefill(run.ask(), decode)
+            run.asked_s = _now()
         self._note(run, "prefill given up", tried=sorted(run.tried_prefill))
         return None
 
@@ -352,6 +377,7 @@ class Serving:
         with (
             self._ledger.work(worker, Stage.PREFILL, prefill_tokens=uncached),
             run.trace.asking("prefill", worker) as span,
+            self._vigil.attend(worker, Stage.PREFILL),
         ):
             deadline_s = self._limits.prefill_deadline(inbound.prompt_tokens)
             async with _within(deadline_s, worker, Stage.PREFILL):
@@ -376,27 +402,39 @@ class Serving:
         if served.handover is not None:
             body = openai.decode_body(body, served.handover.handle)
         worker = served.decode
-        with run.trace.asking("decode", worker) as span:
+        with (
+            run.trace.asking("decode", worker) as span,
+            self._vigil.attend(worker, Stage.DECODE) as attendance,
+        ):
             if run.inbound.stream:
-                await self._stream(run, served, work, body, span)
+                await self._stream(run, served, work, body, span, attendance)
                 return Outcome.OK
             async with _within(self._limits.response_deadline_s, worker, Stage.DECODE):
-                answered = await self._whole_answer(run, worker, Stage.DECODE, body, span)
+                answered = await self._whole_answer(
+                    run, worker, Stage.DECODE, body, span, served.handover
+                )
             self._first_byte(run, served, work, span)
             self._decode_ended(run, served, answered.body, span)
         headers = _answer_headers(answered.headers) + served.headers(run.id)
         await self._send_whole(run, answered.status, headers, answered.body)
         return Outcome.OK
 
-    async def _stream(self, run: Run, served: Served, work: Work, body: bytes, span: Span) -> None:
+    async def _stream(
+        self,
+        run: Run,
+        served: Served,
+        work: Work,
+        body: bytes,
+        span: Span,
+        attendance: Attendance,
+    ) -> None:
         worker, limits = served.decode, self._limits
         answer = None
         body = self._stream_body(run, body)
         try:
             deadline_s = limits.first_byte_deadline(run.inbound.prompt_tokens)
             async with _within(deadline_s, worker, Stage.DECODE):
-                path, headers = run.inbound.path, run.upstream_headers(span)
-                answer = await self._upstream.open(worker, Stage.DECODE, path, headers, body)
+                answer = await self._open(run, worker, Stage.DECODE, body, span, served.handover)
                 if answer.status != 200:
                     said = await read_all(answer, worker, Stage.DECODE, limits.max_answer_bytes)
                     raise WorkerFailure.refusal(
@@ -413,6 +451,7 @@ class Serving:
                     ends=run.inbound.stream_ends,
                     journal=run.journal,
                     hide_counts=run.inbound.counts_hidden,
+                    attendance=attendance,
                 )
                 first = await relay.first()
             _raise_first_error(first, worker)
@@ -423,7 +462,9 @@ class Serving:
                 if run.journal is not None:
                     run.journal.begin(first)
                 head = [*_answer_headers(answer.headers), (b"cache-control", b"no-cache")]
+                attendance.heard(on_client=True)
                 await run.reply.start(200, head + served.headers(run.id))
+            attendance.heard(on_client=False)
             await relay.run(first)
             self._decode_ended(run, served, relay.end, span)
         finally:
@@ -460,11 +501,38 @@ class Serving:
         sent = len(run.journal.tokens)
         self._note(run, "migrated", worker=served.decode.name, resumed=resumed, tokens_sent=sent)
 
+    async def _open(
+        self,
+        run: Run,
+        worker: Worker,
+        stage: Stage,
+        body: bytes,
+        span: Span,
+        handover: Handover | None = None,
+    ) -> Answer:
+        """Ask *worker*; once again where a kept connection ended, unless there is a *handover*.
+
+        The worker may have seen the request, and a handle is for one use.
+        """
+        path, headers = run.inbound.path, run.upstream_headers(span)
+        try:
+            return await self._upstream.open(worker, stage, path, headers, body)
+        except WorkerFailure as failure:
+            if failure.kind is not FailureKind.STALE or handover is not None:
+                raise
+        headers["x-request-id"] += AGAIN
+        return await self._upstream.open(worker, stage, path, headers, body)
+
     async def _whole_answer(
-        self, run: Run, worker: Worker, stage: Stage, body: bytes, span: Span
+        self,
+        run: Run,
+        worker: Worker,
+        stage: Stage,
+        body: bytes,
+        span: Span,
+        handover: Handover | None = None,
     ) -> _Answered:
-        headers = run.upstream_headers(span)
-        answer = await self._upstream.open(worker, stage, run.inbound.path, headers, body)
+        answer = await self._open(run, worker, stage, body, span, handover)
         try:
             said = await read_all(answer, worker, stage, self._limits.max_answer_bytes)
         finally:
@@ -523,12 +591,12 @@ class Serving:
 
     async def _failed(self, run: Run, failure: WorkerFailure) -> Outcome | None:
         """Tell the client of *failure*, or return None when another attempt is to be made."""
-        self._blame(run, failure)
+        free = self._blame(run, failure)
         if run.reply.started:
             if _all_is_sent(run):
                 await run.reply.end(openai.END_OF_STREAM)
                 return Outcome.OK
-            if self._may_migrate(run):
+            if self._may_migrate(run, free=free):
                 self._metrics.retries.labels("migration", failure.cause).inc()
                 run.trace.again("migration", failure)
                 return None
@@ -536,22 +604,37 @@ class Serving:
         if failure.clients_fault:
             await self._pass_on(run, failure)
             return Outcome.REFUSED_BY_WORKER
-        if run.attempt >= self._limits.max_attempts or not self._budget.try_spend():
+        if not self._may_retry(run, failure, free=free):
             await self._pass_on(run, failure)
             return Outcome.FAILED
         self._metrics.retries.labels(Stage.DECODE.value, failure.cause).inc()
         run.trace.again("retry", failure)
         return None
 
-    def _blame(self, run: Run, failure: WorkerFailure) -> None:
+    def _may_retry(self, run: Run, failure: WorkerFailure, *, free: bool) -> bool:
+        """Whether another attempt is to be made; counts it if so."""
+        if not (free and failure.refused):
+            run.counted += 1
+        limits = self._limits
+        if run.desperate or run.counted >= limits.max_attempts or run.attempt >= limits.max_tries:
+            return False
+        return free or self._budget.try_spend()
+
+    def _blame(self, run: Run, failure: WorkerFailure) -> bool:
+        """Note the failure; return whether another try is free.
+
+        It is where the worker was not known to fail when it was asked: as many requests fail with
+        it as it had, and no retry of theirs makes more of them.
+        """
         worker = failure.worker.name
-        avoided_s = 0.0
+        avoided_s, free = 0.0, failure.kind is FailureKind.STALE
         if failure.blames_worker:
             avoided_s = self._faults.failed(worker, _now())
+            free = not self._faults.was_known(worker, run.asked_s)
+        elif failure.stage is Stage.DECODE and failure.error_code not in KV_FAULTS and not free:
+            run.tried_decode.add(worker)
         if failure.forgets_prefixes:
             self._cache.forget(worker)
-        if failure.stage is Stage.DECODE and failure.error_code not in KV_FAULTS:
-            run.tried_decode.add(worker)
         self._note(
             run,
             "worker failed",
@@ -569,6 +652,7 @@ class Serving:
                 detail=failure.detail,
                 avoided_s=round(avoided_s, 3),
             )
+        return free
 
     def _handover_failed(self, run: Run, handover: Handover, failure: WorkerFailure) -> None:
         """Try another prefill worker next time: a plain 500 may mean that its blocks were lost."""
@@ -579,12 +663,12 @@ class Serving:
             self._faults.failed(handover.worker.name, _now())
             self._cache.forget(handover.worker.name)
 
-    def _may_migrate(self, run: Run) -> bool:
+    def _may_migrate(self, run: Run, *, free: bool) -> bool:
         """Whether another worker is to go on with a stream that broke off; counts it if so."""
         if run.journal is None or run.migrations >= self._limits.max_migrations:
             return False
         run.migrations += 1
-        return self._budget.try_spend()
+        return free or self._budget.try_spend()
 
     async def _break_off(self, run: Run, why: str) -> Outcome:
         if run.migrations:

@@ -7,6 +7,7 @@ bounded; the oldest story is forgotten first.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +60,13 @@ class Story:
 
     def encode(self) -> bytes:
         """Return it as JSON."""
-        return msgspec.json.encode(self)
+        return msgspec.json.encode(self, enc_hook=_listed)
+
+
+def _listed(value: object) -> object:
+    if isinstance(value, Sequence):
+        return list(value)
+    raise NotImplementedError(f"a story has a value of type {type(value).__name__}")
 
 
 class Stories:

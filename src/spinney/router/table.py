@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from spinney.log import get_logger
+from spinney.router.picker import View
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,6 +58,10 @@ class WorkerTable:
     def workers(self) -> tuple[Worker, ...]:
         """Return all workers, sorted by name."""
         return self._workers
+
+    def roster(self, model: str) -> Roster:
+        """Return who can serve *model* now; the same object until a worker changes."""
+        return View(self._workers, rosters=self.rosters).roster(model)
 
     def models(self) -> list[str]:
         """Return the names of all models, of workers that are not available too; sorted."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 KEEP_ALIVE_S = 3.0
 """Idle connections are closed before the worker's server does (uvicorn: after 5 s)."""
 
-RESEND_WITHIN_S = 0.05
+STALE_WITHIN_S = 0.05
 """How soon a reused connection has to break for the break to count as the worker's idle close."""
 
 
@@ -38,6 +38,9 @@ class FailureKind(StrEnum):
     """No connection."""
     BROKEN = "broken"
     """The connection ended before the answer did."""
+    STALE = "stale"
+    """A kept connection ended just when it was used again. That says nothing of the worker, and
+    not whether it has seen the request."""
     TIMEOUT = "timeout"
     """A deadline passed."""
     STATUS = "status"
@@ -83,7 +86,12 @@ class WorkerFailure(Exception):  # noqa: N818 - it is a fact about a worker, whi
         """
         if self.kind is FailureKind.STATUS:
             return self.status in (502, 503, 504)
-        return True
+        return self.kind is not FailureKind.STALE
+
+    @property
+    def refused(self) -> bool:
+        """Whether the worker did not even begin, by what is known."""
+        return self.kind in (FailureKind.REFUSED, FailureKind.STALE) or self.status == 503
 
     @property
     def forgets_prefixes(self) -> bool:
@@ -195,33 +203,40 @@ class HttpUpstream:
         self, worker: Worker, stage: Stage, path: str, headers: Mapping[str, str], body: bytes
     ) -> Answer:
         """Return the answer to a POST; see `Upstream.open`."""
+        loop = asyncio.get_running_loop()
+        used: dict[str, bool] = {}
+        began_s = loop.time()
         try:
-            response = await self._post(worker.url + path, headers, body)
+            response = await self._post(worker.url + path, headers, body, used)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             detail = f"no connection to {worker.url}: {error}"
             raise WorkerFailure(worker, stage, FailureKind.REFUSED, detail) from error
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             detail = f"connection broke before an answer: {error or type(error).__name__}"
-            raise WorkerFailure(worker, stage, FailureKind.BROKEN, detail) from error
+            # A worker may close an idle connection just when it is used again; that shows at once.
+            stale = bool(used) and loop.time() - began_s <= STALE_WITHIN_S
+            kind = FailureKind.STALE if stale else FailureKind.BROKEN
+            raise WorkerFailure(worker, stage, kind, detail) from error
         return HttpAnswer(response, worker, stage)
 
     async def _post(
-        self, url: str, headers: Mapping[str, str], body: bytes
+        self, url: str, headers: Mapping[str, str], body: bytes, used: dict[str, bool]
     ) -> aiohttp.ClientResponse:
         assert self._session is not None, "HttpUpstream is used inside its context"
-        loop = asyncio.get_running_loop()
-        used: dict[str, bool] = {}
-        began_s = loop.time()
-        try:
-            return await self._session.post(
-                url, data=body, headers=headers, allow_redirects=False, trace_request_ctx=used
-            )
-        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-            # A worker may close an idle connection just when it is used again. That shows at
-            # once, says nothing of the worker, and a new connection decides.
-            if not used or loop.time() - began_s > RESEND_WITHIN_S:
-                raise
-        return await self._session.post(url, data=body, headers=headers, allow_redirects=False)
+        return await self._session.post(
+            url, data=body, headers=headers, allow_redirects=False, trace_request_ctx=used
+        )
+
+    async def answers(self, worker: Worker, within_s: float) -> bool:
+        """Return whether *worker* answers anything at all in that time."""
+        assert self._session is not None, "HttpUpstream is used inside its context"
+        with suppress(aiohttp.ClientError, OSError, TimeoutError):
+            async with (
+                asyncio.timeout(within_s),
+                self._session.get(worker.url + "/health", headers={"connection": "close"}),
+            ):
+                return True
+        return False
 
     async def models(self, worker: Worker) -> frozenset[str]:
         """Return the models that *worker* lists, empty when it cannot tell now."""
