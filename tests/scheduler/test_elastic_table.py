@@ -109,4 +109,31 @@ case(
     gangs=[gang(name, group("p", 3, 1, minimum=1)) for name in ("x", "y", "z")],
 )
 
+case(
+    "a label decides which pods of a group are the minimum, and which grow first",
+    {"g-p-0": "-", "g-p-1": "B a", "g-p-2": "B a"},
+    nodes=[node("a", 2)],
+    gangs=[
+        gang(
+            "g",
+            group(
+                "p",
+                [
+                    {},
+                    {"labels": {"kai.scheduler/task-priority": "2"}},
+                    {"labels": {"kai.scheduler/task-priority": "5"}},
+                ],
+                1,
+                minimum=1,
+            ),
+        )
+    ],
+)
+case(
+    "a pod that asks for nothing packs by CPU",
+    {"x": "B b"},
+    nodes=[node("a", 0, cpu=8), node("b", 0, cpu=8)],
+    pods=[busy("b", 0, cpu=4), busy("a", 0), group("x")],
+)
+
 test_elastic = TABLE.test()

@@ -199,7 +199,7 @@ def _listed(group: GroupSpec, pods: Mapping[str, PodInfo]) -> Group:
 def _grown(group: GroupSpec, members: Mapping[str, Sequence[PodInfo]]) -> Group:
     children = tuple(_grown(child, members) for child in group.children)
     found = () if children else members.get(group.name, ())
-    mine = sorted(found, key=lambda p: (p.created, p.key))
+    mine = sorted(found, key=lambda p: (-p.rank, p.created, p.key))
     return Group(
         group.name,
         group.required,

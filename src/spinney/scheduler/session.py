@@ -282,6 +282,8 @@ class Session:
         What is left of shared GPUs counts for pods with whole GPUs as well as for sharers.
         """
         column = self.layout.column
+        if not cls.wants_devices and cls.shape.share is None and "cpu" in column:
+            return self._free_in_the_end(column["cpu"], rows)
         gpu, shared = column.get(GPU, -1), column.get(SHARED_GPU, -1)
         if cls.shape.share is None and cls.main != gpu:
             return self._free_in_the_end(cls.main, rows)
@@ -358,8 +360,14 @@ class Session:
         for placement in (*self.statement.placements, *held):
             yield from zip(placement.pods, placement.rows.tolist(), strict=True)
 
+    def _staying(self) -> Iterator[tuple[PodInfo, int]]:
+        """Yield the pods on nodes with their nodes; without those that are leaving, if asked so."""
+        for pod, row in self._standing:
+            if not (self._all_free and pod.state == "leaving"):
+                yield pod, row
+
     def _everyone(self) -> Iterator[tuple[PodInfo, int]]:
-        yield from self._standing
+        yield from self._staying()
         yield from self.placed()
 
     def rows_matching(self, term: PodTerm) -> Iterator[int]:
@@ -372,7 +380,9 @@ class Session:
         """Yield anti-affinity terms of pods on nodes that keep *cls* away, with the node."""
         index, pods = self.layout.index, self.snapshot.pods
         apart = [
-            (pods[k], index[pods[k].node]) for k in self.snapshot.apart if pods[k].node in index
+            (pods[k], index[pods[k].node])
+            for k in self.snapshot.apart
+            if pods[k].node in index and not (self._all_free and pods[k].state == "leaving")
         ]
         for pod, row in (*apart, *self.placed()):
             for term in pod.shape.pod_anti_affinity:
@@ -381,15 +391,15 @@ class Session:
 
     def host_ports(self) -> dict[int, set[tuple[str, int]]]:
         """Return the host ports taken on each node that has some taken."""
-        taken = {row: set(ports) for row, ports in self._standing_ports.items()}
+        taken: dict[int, set[tuple[str, int]]] = {}
+        leaving = {"leaving"} if self._all_free else set[str]()
+        _collect_ports(taken, ((p, row) for p, row in self._with_ports if p.state not in leaving))
         _collect_ports(taken, self.placed())
         return taken
 
     @functools.cached_property
-    def _standing_ports(self) -> dict[int, set[tuple[str, int]]]:
-        taken: dict[int, set[tuple[str, int]]] = {}
-        _collect_ports(taken, self._standing)
-        return taken
+    def _with_ports(self) -> list[tuple[PodInfo, int]]:
+        return [(pod, row) for pod, row in self._standing if pod.shape.host_ports]
 
 
 def demand_amount(demand: Demand) -> Amounts:

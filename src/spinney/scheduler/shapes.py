@@ -29,6 +29,9 @@ PODS = "pods"
 SHARED_GPU = "shared.nvidia.com/gpu"
 """The resource that parts of GPUs are counted in: as much as the node has GPUs."""
 
+TASK_PRIORITY = "kai.scheduler/task-priority"
+"""Pod label: which pods of a group come first; a number, larger first."""
+
 PodState = Literal["gated", "pending", "active", "leaving", "ended"]
 """``active`` is on a node; ``leaving`` too, but deletion was asked for; ``ended`` holds nothing."""
 
@@ -205,6 +208,12 @@ class PodInfo:
     """Its gang, where only labels of pods describe it."""
     gpu_groups: tuple[str, ...] = ()
     """Which shared GPUs of its node it is on, where that is known."""
+
+    @property
+    def rank(self) -> int:
+        """Its place among the pods of its group: those with more are chosen first."""
+        text = self.labels.get(TASK_PRIORITY, "")
+        return int(text) if text.removeprefix("-").isdecimal() else 0
 
     @property
     def namespace(self) -> str:
