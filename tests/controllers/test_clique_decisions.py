@@ -19,7 +19,7 @@ from spinney.controllers.podclique.decide import (
     decide,
     removal_order,
 )
-from spinney.controllers.podclique.status import clique_status
+from spinney.controllers.podclique.status import clique_status, has_reached, is_progress
 
 NOW = "2026-01-01T00:00:00Z"
 
@@ -346,3 +346,14 @@ def test_replacements_that_end_as_well_come_later_and_later() -> None:
     assert backoff.wait_s("k", ["u8"]) == LONGEST_DELAY_S - 10.0
     backoff.succeeded("k")
     assert backoff.wait_s("k", ["u9"]) == 0.0
+
+
+def test_a_minimum_lost_before_it_was_written_counts_as_reached_and_its_loss_is_news() -> None:
+    up, down = [pod(0), pod(1)], [pod(0), pod(1, node="")]
+    fresh = clique(2, 2)
+    assert has_reached(clique_status(fresh, up, [], NOW))
+    assert is_progress(fresh, clique_status(fresh, [pod(0, ready=False), pod(1)], [], NOW))
+    lost = clique_status(fresh, down, [], NOW, reached=True)
+    assert has_reached(lost)
+    assert not is_progress(fresh, lost)
+    assert not has_reached(clique_status(clique(0, 2), [], [], NOW, reached=True))

@@ -18,7 +18,13 @@ from spinney.controllers.clustertopology.reconciler import ClusterTopologyReconc
 from spinney.controllers.computedomains.decide import groups_of
 from spinney.controllers.computedomains.reconciler import ComputeDomainReconciler
 from spinney.controllers.metrics import ControllerMetrics
-from spinney.controllers.pod_state import is_finished, is_scheduled
+from spinney.controllers.pod_state import (
+    exited_with_error,
+    is_finished,
+    is_ready,
+    is_scheduled,
+    started_but_not_ready,
+)
 from spinney.controllers.podclique.pod import WAIT_IMAGE
 from spinney.controllers.podclique.reconciler import PodCliqueReconciler
 from spinney.controllers.podcliqueset.reconciler import PodCliqueSetReconciler
@@ -26,6 +32,7 @@ from spinney.controllers.podgang.reconciler import PodGangReconciler
 from spinney.controllers.resourceclaims.decide import shares_claims
 from spinney.controllers.resourceclaims.reconciler import ResourceClaimReconciler
 from spinney.controllers.scalinggroup.reconciler import ScalingGroupReconciler
+from spinney.controllers.template import set_replicas
 from spinney.controllers.termination.decide import breached_since_s
 from spinney.controllers.termination.reconciler import GangTermination
 from spinney.controllers.world import World
@@ -36,7 +43,12 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from spinney.api.core import Pod
-    from spinney.api.grove import ClusterTopologyBinding, PodClique, PodCliqueSet
+    from spinney.api.grove import (
+        ClusterTopologyBinding,
+        PodClique,
+        PodCliqueScalingGroup,
+        PodCliqueSet,
+    )
     from spinney.api.meta import KubeObject
     from spinney.api.podgang import PodGang
     from spinney.ids import IdSource
@@ -49,8 +61,10 @@ T = TypeVar("T", bound="KubeObject")
 GATHER_S = 0.1
 """How long changes of parts are gathered before their whole is looked at."""
 SET_GATHER_S = 0.5
-"""The same for a set, whose look costs time in proportion to its replicas."""
-CONCURRENCY = 8
+"""The same for a set."""
+SET_GATHER_PER_REPLICA_S = 0.001
+"""What is added for each replica of the set: the time that a look at it takes grows with them."""
+CONCURRENCY = 16
 """Objects of one kind that are reconciled at a time."""
 
 
@@ -134,12 +148,22 @@ def _register_topologies(runtime: Runtime, world: World, events: EventRecorder) 
 
 def _wake_sets(controller: Controller, world: World) -> None:
     controller.watch(world.sets, _own_key)
-    _gather(controller, world.cliques, identity.set_key, after_s=SET_GATHER_S)
-    _gather(controller, world.groups, identity.set_key, after_s=SET_GATHER_S)
+
+    def part_changed(change: Change[PodClique] | Change[PodCliqueScalingGroup]) -> None:
+        key = identity.set_key(change.object)
+        pcs = world.sets.get_key(key)
+        if pcs is None:
+            return
+        gone = change.new is None
+        more_s = 0.0 if gone else set_replicas(pcs) * SET_GATHER_PER_REPLICA_S
+        controller.enqueue(key, SET_GATHER_S + more_s)
+
+    world.cliques.add_handler(part_changed)
+    world.groups.add_handler(part_changed)
     _gather(controller, world.pods, world.stepping_set_key, after_s=SET_GATHER_S)
-    _gather(controller, world.services, identity.set_key)
-    _gather(controller, world.roles, identity.set_key)
-    _gather(controller, world.role_bindings, identity.set_key)
+    _gather(controller, world.services, identity.set_key, added=False)
+    _gather(controller, world.roles, identity.set_key, added=False)
+    _gather(controller, world.role_bindings, identity.set_key, added=False)
     _gather(controller, world.gangs, identity.set_key, deleted_only=True)
     controller.watch(world.bindings, lambda b: [s.key for s in world.sets_of_topology(b.name)])
 
@@ -150,8 +174,10 @@ def _wake_groups(controller: Controller, world: World) -> None:
 
     controller.watch(world.groups, _own_key)
     # Start order goes by how far the other groups are scaled.
-    controller.watch(world.groups, siblings)
-    controller.watch(world.sets, lambda pcs: [g.key for g in world.groups_of_set(pcs.key)])
+    _wake_on_words(controller, world.groups, siblings)
+    _wake_on_words(
+        controller, world.sets, lambda pcs: [g.key for g in world.groups_of_set(pcs.key)]
+    )
     _gather(controller, world.cliques, identity.group_key)
 
 
@@ -182,14 +208,15 @@ def _wake_cliques(controller: Controller, world: World) -> None:
     world.cliques.add_handler(dependents)
     world.pods.add_handler(changed)
     world.pods.add_handler(scheduled)
-    controller.watch(world.gangs, released)
+    _wake_on_words(controller, world.gangs, released)
 
 
 def _wake_gangs(controller: Controller, world: World) -> None:
     controller.watch(world.gangs, _own_key)
-    _gather(controller, world.cliques, identity.gang_key)
-    _gather(controller, world.pods, identity.gang_key)
-    controller.watch(
+    _gather(controller, world.cliques, identity.gang_key, seen=_words)
+    _gather(controller, world.pods, identity.gang_key, seen=_bearing)
+    _wake_on_words(
+        controller,
         world.groups,
         lambda group: [g.key for g in world.gangs_of_replica(identity.replica_key(group))],
     )
@@ -200,7 +227,7 @@ def _wake_gangs(controller: Controller, world: World) -> None:
     def of_binding(binding: ClusterTopologyBinding) -> list[str]:
         return [key for pcs in world.sets_of_topology(binding.name) for key in of_set(pcs)]
 
-    controller.watch(world.sets, of_set)
+    _wake_on_words(controller, world.sets, of_set)
     controller.watch(world.bindings, of_binding)
 
 
@@ -300,6 +327,38 @@ def _same_terms(old: PodCliqueSet, new: PodCliqueSet) -> bool:
     )
 
 
+def _wake_on_words(
+    controller: Controller, informer: Informer[T], keys: Callable[[T], list[str]]
+) -> None:
+    """Wake the *keys* of an object when its `_words` change, not when it only reports."""
+
+    def changed(change: Change[T]) -> None:
+        old, new = change.old, change.new
+        if old is None or new is None or _words(old) != _words(new):
+            for key in keys(change.object):
+                controller.enqueue(key)
+
+    informer.add_handler(changed)
+
+
+def _words(obj: KubeObject) -> object:
+    """Return what an object says of what is wanted; its status says what is."""
+    meta = obj.metadata
+    return meta.generation, meta.deletion_timestamp, meta.labels, meta.annotations
+
+
+def _bearing(pod: Pod) -> object:
+    """Return what a gang goes by of a pod."""
+    return (
+        pod.spec.node_name,
+        pod.status.phase,
+        pod.deleting,
+        is_ready(pod),
+        exited_with_error(pod),
+        started_but_not_ready(pod),
+    )
+
+
 def _own_key(obj: KubeObject) -> list[str]:
     return [obj.key]
 
@@ -315,12 +374,20 @@ def _gather(
     key: Callable[[T], str],
     *,
     after_s: float = GATHER_S,
+    added: bool = True,
     deleted_only: bool = False,
+    seen: Callable[[T], object] | None = None,
 ) -> None:
-    """Wake the *key* of each object of *informer* that changes, in *after_s*."""
+    """Wake the *key* of each object of *informer* that changes, in *after_s*.
+
+    With *seen*, a change counts that shows in what it returns.
+    """
 
     def changed(change: Change[T]) -> None:
-        if deleted_only and change.new is not None:
+        old, new = change.old, change.new
+        if (deleted_only and new is not None) or (old is None and not added):
+            return
+        if seen is not None and old is not None and new is not None and seen(old) == seen(new):
             return
         if found := key(change.object):
             controller.enqueue(found, after_s)

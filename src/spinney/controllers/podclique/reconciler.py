@@ -27,7 +27,7 @@ from spinney.controllers.podclique.decide import (
     decide,
 )
 from spinney.controllers.podclique.pod import WAIT_IMAGE, build_pod
-from spinney.controllers.podclique.status import clique_status, is_progress
+from spinney.controllers.podclique.status import clique_status, has_reached, is_progress
 from spinney.controllers.podclique.unseen import UnseenWrites
 from spinney.controllers.template import clique_count
 from spinney.errors import SpinneyError
@@ -77,6 +77,8 @@ class PodCliqueReconciler:
         self._pacer = Pacer(clock)
         self._backoff = ReplacementBackoff(clock)
         self._uids: dict[str, str] = {}
+        self._reached: set[str] = set()
+        """Cliques whose minimum had nodes: what came and went between two writes counts too."""
 
     async def reconcile(self, key: str) -> Result | None:
         """Bring the pods of one clique one step closer to its spec; write its status."""
@@ -128,7 +130,9 @@ class PodCliqueReconciler:
         ]
 
     def _forget(self, key: str) -> None:
-        self._unseen.forget(self._uids.pop(key, ""))
+        uid = self._uids.pop(key, "")
+        self._unseen.forget(uid)
+        self._reached.discard(uid)
         self._pacer.forget(key)
         self._backoff.succeeded(key)
 
@@ -280,7 +284,10 @@ class PodCliqueReconciler:
     ) -> float | None:
         """Write the status when it is due; return the seconds until it will be."""
         now = rfc3339(self._clock.now())
-        status = clique_status(clique, pods, _last_errors(clique, errors, now), now)
+        uid = clique.metadata.uid
+        last_errors = _last_errors(clique, errors, now)
+        status = clique_status(clique, pods, last_errors, now, reached=uid in self._reached)
+        (self._reached.add if has_reached(status) else self._reached.discard)(uid)
         patch = actions.status_patch(clique, msgspec.structs.replace(clique, status=status))
         progress = is_progress(clique, status)
         wait_s = self._pacer.wait_s(key, changed=bool(patch), progress=progress)

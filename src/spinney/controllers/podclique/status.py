@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from spinney.api import names, selectors
-from spinney.api.meta import Condition, find_condition, with_condition
+from spinney.api.meta import Condition, find_condition, is_true, with_condition
 from spinney.controllers.pacing import turned
 from spinney.controllers.pod_state import (
     exited_with_error,
@@ -41,9 +41,17 @@ _NAMED_PODS = 3
 
 
 def clique_status(
-    clique: PodClique, pods: Sequence[Pod], errors: list[LastError], now: str
+    clique: PodClique,
+    pods: Sequence[Pod],
+    errors: list[LastError],
+    now: str,
+    *,
+    reached: bool = False,
 ) -> PodCliqueStatus:
-    """Return the clique's status from its *pods*; *now* dates conditions that change."""
+    """Return the clique's status from its *pods*; *now* dates conditions that change.
+
+    *reached* tells that its minimum was seen on nodes, though that may not be written yet.
+    """
     live = [pod for pod in pods if is_live(pod)]
     revision = clique.labels.get(names.POD_TEMPLATE_HASH, "")
     updated = sum(pod.labels.get(names.POD_TEMPLATE_HASH) == revision for pod in live)
@@ -51,7 +59,7 @@ def clique_status(
     for condition in (
         _breached(clique, live, errors),
         _scheduled(clique, live),
-        _reached(clique, live),
+        _reached(clique, live, seen=reached),
     ):
         conditions = with_condition(conditions, condition, now)
     current = clique.status.current_pod_template_hash
@@ -73,7 +81,8 @@ def clique_status(
 def is_progress(clique: PodClique, status: PodCliqueStatus) -> bool:
     """Tell whether *status*, compared with what is written, only tells of a start that goes on.
 
-    That all are ready is news, and so is every loss and every failure.
+    That all are ready is news, and so is every loss and every failure, also of what was never
+    written to be there.
     """
     before = clique.status
     return (
@@ -83,7 +92,13 @@ def is_progress(clique: PodClique, status: PodCliqueStatus) -> bool:
         and status.replicas >= before.replicas
         and status.last_errors == before.last_errors
         and not turned(before.conditions, status.conditions)
+        and (is_true(status.conditions, SCHEDULED) or not has_reached(status))
     )
+
+
+def has_reached(status: PodCliqueStatus) -> bool:
+    """Tell whether *status* says that the minimum had nodes once."""
+    return is_true(status.conditions, MIN_AVAILABLE_REACHED)
 
 
 def lacks_minimum(clique: PodClique, pods: Sequence[Pod]) -> bool:
@@ -137,14 +152,14 @@ def _scheduled(clique: PodClique, live: Sequence[Pod]) -> Condition:
     )
 
 
-def _reached(clique: PodClique, live: Sequence[Pod]) -> Condition:
+def _reached(clique: PodClique, live: Sequence[Pod], *, seen: bool) -> Condition:
     needed = clique_count(clique).needed
     before = find_condition(clique.status.conditions, MIN_AVAILABLE_REACHED)
     if not needed:
         return _condition(MIN_AVAILABLE_REACHED, "False", "ScaledToZero", "no pod is wanted")
     if before is not None and before.status == "True":
         return before
-    if sum(map(is_scheduled, live)) >= needed:
+    if seen or sum(map(is_scheduled, live)) >= needed:
         message = f"{needed} needed pods have had nodes"
         return _condition(MIN_AVAILABLE_REACHED, "True", "MinimumScheduled", message)
     message = f"{needed} needed pods have not had nodes yet"

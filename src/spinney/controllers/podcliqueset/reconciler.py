@@ -55,14 +55,18 @@ class PodCliqueSetReconciler:
             await self._hold(pcs, held=True)
             # Its event brings the set back here, now certain not to go before its parts.
             return None
+        if pcs.deleting:
+            await self._do(pcs, decide(pcs, seen))
+            return None
         look = self._updates.look(pcs)
-        if not pcs.deleting:
-            # Stored first: a pod of what is replaced can be made again only from what is stored.
-            await self._updates.store(pcs, look.rollout.target)
-        todo = decide(look.pcs, seen, look.rollout)
+        # Stored first: a pod of what is replaced can be made again only from what is stored.
+        await self._updates.store(pcs, look.rollout.target)
+        await self._do(pcs, decide(look.pcs, seen, look.rollout))
+        return await self._report(pcs, seen, look)
+
+    async def _do(self, pcs: PodCliqueSet, todo: Sequence[Action]) -> None:
         await perform(self._client, todo)
         self._tell(pcs, todo)
-        return None if pcs.deleting else await self._report(pcs, seen, look)
 
     def _observe(self, pcs: PodCliqueSet) -> Observation:
         world = self._world

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from spinney.controllers.world import World
     from spinney.kube.client import KubeClient
 
-FILL_S = 2.0
+FILL_S = 5.0
 """Age of a gang's newest clique at which the gang is made even if its pods are not there yet."""
 _STARTING = {"Pending", "Starting"}
 

@@ -253,7 +253,9 @@ def _seen(
         ),
         total_pods=sum(c.status.replicas for c in parts.cliques.values()),
         updated_cliques=sum(
-            is_updated(c, c.labels.get(names.POD_TEMPLATE_HASH, "")) for c in own if c in fresh
+            (own_hash := c.labels.get(names.POD_TEMPLATE_HASH, "")) in hashes
+            and is_updated(c, own_hash)
+            for c in own
         ),
         total_cliques=len(own),
         updated_groups=sum(is_group_updated(g, target) for g in parts.groups.values()),
