@@ -132,8 +132,7 @@ class OfflineCluster:
         lines = []
         for number in range(1, cycles + 1):
             if number > 1:
-                self._settle()
-                self.now_s += self.period_s
+                self.settle()
             memory = self._last.memory if self._last else None
             self._last = run_cycle(self.cache.snapshot(self.now_s), self.config, memory=memory)
             lines.append(_cycle_line(number, self._last))
@@ -142,8 +141,8 @@ class OfflineCluster:
             self._start(binding)
         return Report(lines, self._gang_states(), pods)
 
-    def _settle(self) -> None:
-        """Let the last cycle's decisions take effect."""
+    def settle(self) -> None:
+        """Let the last cycle's decisions take effect, and a period pass."""
         assert self._last is not None
         for binding in self._last.bindings:
             self._start(binding)
@@ -152,6 +151,7 @@ class OfflineCluster:
             self.cache.remove_pod(key)
         for eviction in self._last.evictions:
             self._come_back(eviction)
+        self.now_s += self.period_s
 
     def _start(self, binding: Binding) -> None:
         pod = self._pods[binding.pod]

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from spinney.scheduler import search
+from spinney.scheduler.demand import growth_demand
 from spinney.scheduler.memory import Reservation, Spot
-from spinney.scheduler.queues.ledger import pods_amount
 from spinney.scheduler.queues.model import times
 from spinney.scheduler.statement import Placement
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from spinney.scheduler.gangs import Gang
     from spinney.scheduler.session import Session
+    from spinney.scheduler.shapes import PodInfo
 
 
 class Reservations:
@@ -82,8 +84,46 @@ class Reservations:
     def _enter(self, found: Reservation, sign: int) -> None:
         ledger = self._session.ledger
         if ledger is not None:
-            amount = times(pods_amount(spot.pod for spot in found.spots), sign)
+            amount = times(self._session.pods_amount(spot.pod for spot in found.spots), sign)
             ledger.enter_for(found.queue, amount, firm=found.firm)
+
+
+def claim(session: Session, gang: Gang, found: Reservation) -> None:
+    """Place pods beyond the minimum of *gang* in the room *found*, which was let go just now.
+
+    A pod that came back under another name takes the room of its like. What cannot be bound yet
+    is kept on.
+    """
+    pods = _present(session, gang, found)
+    if not pods:
+        return
+    demand = growth_demand(session, gang, pods)
+    if session.refusal(gang, demand):
+        return
+    if search.place(session, demand, gang.topology) == "placed":
+        session.enter(gang, demand)
+        return
+    start = session.statement.checkpoint()
+    with session.without_leaving():
+        if search.place(session, demand, gang.topology) != "placed":
+            return
+        spots = spots_of(session, session.statement.take_out(start))
+    session.reservations.make(gang, spots, found.until, moved=found.moved)
+
+
+def _present(session: Session, gang: Gang, found: Reservation) -> tuple[PodInfo, ...]:
+    waiting = {
+        pod.key: pod
+        for leaf in gang.root.leaves()
+        for pod in leaf.pending
+        if pod.key not in session.statement.node_of
+    }
+    chosen = [waiting.pop(spot.pod.key, None) for spot in found.spots]
+    for at, spot in enumerate(found.spots):
+        if chosen[at] is None:
+            like = next((pod for pod in waiting.values() if pod.shape == spot.pod.shape), None)
+            chosen[at] = waiting.pop(like.key) if like is not None else None
+    return tuple(pod for pod in chosen if pod is not None)
 
 
 def placements(session: Session, spots: Iterable[Spot]) -> tuple[Placement, ...]:

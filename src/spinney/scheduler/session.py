@@ -26,8 +26,8 @@ from spinney.scheduler.plugins.registry import (
     SCORES,
     check,
 )
-from spinney.scheduler.queues.ledger import Ledger
-from spinney.scheduler.queues.model import NOTHING, Amounts, charge, plus, times
+from spinney.scheduler.queues.ledger import Ledger, pods_amount
+from spinney.scheduler.queues.model import NOTHING, Amounts, plus, shape_amount, times
 from spinney.scheduler.reservations import Reservations
 from spinney.scheduler.shapes import SHARED_GPU
 from spinney.scheduler.statement import Statement
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from spinney.scheduler.actions.displace import Unit
+    from spinney.scheduler.actions.victims import Unit
     from spinney.scheduler.demand import Demand
     from spinney.scheduler.gangs import Gang
     from spinney.scheduler.shapes import PodInfo, PodTerm, Shape
@@ -73,6 +73,8 @@ class PodClass:
     salt: int
     identity: int
     """The same for the same class in every session of this process."""
+    amount: Amounts
+    """What one pod counts for in a queue."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -97,6 +99,10 @@ class Session:
         """How gangs fared so far."""
         self.units: dict[str, list[Unit]] = {}
         """By gang: what may be displaced of it."""
+        self.displaced: set[str] = set()
+        """Pods that this cycle decided to displace."""
+        self.promised: set[str] = set()
+        """Gangs for which this cycle made room, or found another place."""
         self.wake_at: float | None = None
         """When time alone may change what this cycle finds."""
         self.snapshot = snapshot
@@ -132,12 +138,23 @@ class Session:
 
     def refusal(self, gang: Gang, demand: Demand) -> str:
         """Return why the gang's queue may not take *demand* on; empty when it may."""
-        return self.ledger.refusal(gang, demand_amount(demand)) if self.ledger else ""
+        return self.ledger.refusal(gang, self.amount(demand)) if self.ledger else ""
 
     def enter(self, gang: Gang, demand: Demand) -> None:
         """Charge *demand*, which is placed now, to the gang's queue."""
         if self.ledger:
-            self.ledger.enter(gang, demand_amount(demand))
+            self.ledger.enter(gang, self.amount(demand))
+
+    def amount(self, demand: Demand) -> Amounts:
+        """Return what *demand* counts for in a queue."""
+        total = NOTHING
+        for cls, count in demand.totals:
+            total = plus(total, times(cls.amount, count))
+        return total
+
+    def pods_amount(self, pods: Iterable[PodInfo]) -> Amounts:
+        """Return what *pods* count for in a queue."""
+        return pods_amount(pods, self.layout.gpu_memory_mib)
 
     def wake(self, at: float) -> None:
         """Note that at the time *at* a cycle may find something else."""
@@ -177,6 +194,7 @@ class Session:
             bool(devices),
             (number * 2 + 1) * 0xD6E8FEB86659FD93,
             hash((shape, namespace, labels)),
+            shape_amount(shape, self.layout.gpu_memory_mib),
         )
 
     @functools.cached_property
@@ -400,14 +418,6 @@ class Session:
     @functools.cached_property
     def _with_ports(self) -> list[tuple[PodInfo, int]]:
         return [(pod, row) for pod, row in self._standing if pod.shape.host_ports]
-
-
-def demand_amount(demand: Demand) -> Amounts:
-    """Return what *demand* counts for in a queue."""
-    total = NOTHING
-    for cls, count in demand.totals:
-        total = plus(total, times(charge(cls.shape.requests), count))
-    return total
 
 
 def _collect_ports(

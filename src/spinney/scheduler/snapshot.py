@@ -7,11 +7,13 @@ question "what if" is the production code run on one of them.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from spinney.scheduler.gpu_share import gpu_memory_mib
 from spinney.scheduler.queues.model import QueueTree
 from spinney.scheduler.shapes import PODS, SHARED_GPU, amounts
 
@@ -105,6 +107,12 @@ class Layout:
 
     def __len__(self) -> int:
         return len(self.nodes)
+
+    @functools.cached_property
+    def gpu_memory_mib(self) -> int:
+        """The memory of the smallest GPUs there are; 0 where no node says it."""
+        known = (gpu_memory_mib(node.labels) for node in self.nodes)
+        return min((memory for memory in known if memory), default=0)
 
     def vector(self, requests: Requests) -> NDArray[np.int64]:
         """Return *requests* as a row over `resources`; a resource no node has is left out."""

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 from spinney.scheduler import search
 from spinney.scheduler.actions.turns import Turns
 from spinney.scheduler.demand import floor_demand, growth_demand, optional_groups
-from spinney.scheduler.queues.ledger import pods_amount
-from spinney.scheduler.reservations import spots_of
+from spinney.scheduler.reservations import claim, spots_of
 from spinney.scheduler.verdict import Verdict
 from spinney.scheduler.why import explain
 
@@ -101,7 +100,7 @@ def _allocate_in_turns(
         if settled is not None:
             yield settled
         else:
-            turns.push(gang, 0, _floor_amount(gang))
+            turns.push(gang, 0, _floor_amount(session, gang))
     while turn := turns.take():
         gang = turn.gang
         if turn.stage == 0:
@@ -117,14 +116,14 @@ def _allocate_in_turns(
                 continue
         if growth.left:
             stage: Stage = 1 if turn.stage == 0 and _at_floor(gang) else 2
-            turns.push(gang, stage, pods_amount(next(iter(growth.left.values()))[:1]))
+            turns.push(gang, stage, session.pods_amount(next(iter(growth.left.values()))[:1]))
         else:
             yield Verdict(gang.key, "placed")
 
 
-def _floor_amount(gang: Gang) -> Amounts:
+def _floor_amount(session: Session, gang: Gang) -> Amounts:
     leaves = gang.root.leaves()
-    return pods_amount(pod for leaf in leaves for pod in leaf.pending[: leaf.missing])
+    return session.pods_amount(pod for leaf in leaves for pod in leaf.pending[: leaf.missing])
 
 
 def _run_key(session: Session, gang: Gang) -> object:
@@ -164,6 +163,8 @@ def _allocate_floor(session: Session, gang: Gang, failures: _Failures) -> Verdic
     reserved = session.reservations.release(gang.key)
     demand = floor_demand(session, gang)
     if demand is None:
+        if reserved is not None:
+            claim(session, gang, reserved)
         return None
     refusal = session.refusal(gang, demand)
     if refusal:

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spinney.scheduler.actions.displace import Unit, by_place, candidates, find_plan, make_room
-from spinney.scheduler.queues.ledger import pods_amount
+from spinney.scheduler.actions.displace import by_place, everyone_moves, find_plan, make_room
+from spinney.scheduler.actions.victims import candidates, in_order, unit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from spinney.scheduler.actions.displace import Plan
+    from spinney.scheduler.actions.victims import Unit
+    from spinney.scheduler.actions.wishes import Wish
     from spinney.scheduler.demand import Demand
     from spinney.scheduler.gangs import Gang
     from spinney.scheduler.session import Session
@@ -30,14 +32,14 @@ def consolidate(session: Session, previous: Mapping[str, Verdict]) -> Iterator[V
     """Make room for preemptible gangs by moving others."""
     del previous
 
-    def may(gang: Gang, demand: Demand) -> bool:
-        if not gang.preemptible or session.refusal(gang, demand):
+    def may(wish: Wish) -> bool:
+        if not wish.gang.preemptible or session.refusal(wish.gang, wish.demand):
             return False
-        return _enough_in_sum(session, demand)
+        return _enough_in_sum(session, wish.demand)
 
-    def choose(gang: Gang, demand: Demand) -> Plan | None:
-        for units in _choices(session, gang, demand):
-            plan = find_plan(session, gang, units, all_move=True)
+    def choose(wish: Wish) -> Plan | None:
+        for units in _choices(session, wish):
+            plan = find_plan(session, wish, units, everyone_moves)
             if plan is not None:
                 return plan
         return None
@@ -56,16 +58,22 @@ def _enough_in_sum(session: Session, demand: Demand) -> bool:
     return bool((free[allowed].astype(np.float64).sum(axis=0) >= need).all())
 
 
-def _choices(session: Session, gang: Gang, demand: Demand) -> Iterator[Sequence[Unit]]:
-    """Yield sets of gangs to move: single ones, pairs, then all on the nodes cheapest to clear."""
-    units = list(_units(session, gang))
-    order = [unit for part in by_place(session, demand, units) for unit in part]
-    order = list(dict.fromkeys(order))
-    few = order[:MOST_SINGLES]
-    yield from ([unit] for unit in few)
+def _choices(session: Session, wish: Wish) -> Iterator[Sequence[Unit]]:
+    """Yield sets of gangs to move: single ones, pairs, then ever more of them.
+
+    Where there are few they come in the order in which they would be displaced; of many, those on
+    the nodes that are cheapest to clear come first.
+    """
+    units = in_order(_units(session, wish.gang))
+    few, most = units[:MOST_SINGLES], session.config.consolidated_gangs
+    order = units
+    if len(units) > MOST_SINGLES:
+        order = [one for part in by_place(session, wish.demand, units) for one in part]
+        order = list(dict.fromkeys(order))
+        few = order[:MOST_SINGLES]
+    yield from ([one] for one in few)
     if len(order) <= MOST_SINGLES:
         yield from ([a, b] for at, a in enumerate(few) for b in few[at + 1 :])
-    most = session.config.consolidated_gangs
     size = 4 if len(order) > MOST_SINGLES else 3
     while size // 2 < min(len(order), most):
         yield order[: min(size, most)]
@@ -74,6 +82,7 @@ def _choices(session: Session, gang: Gang, demand: Demand) -> Iterator[Sequence[
 
 def _units(session: Session, gang: Gang) -> Iterator[Unit]:
     for other in candidates(session, gang):
-        pods = tuple(pod for leaf in other.root.leaves() for pod in leaf.active)
-        if all(pod.ours for pod in pods) and other.satisfied:
-            yield Unit(other, pods, False, pods_amount(pods))
+        pods = [pod for leaf in other.root.leaves() for pod in leaf.active]
+        moved = any(pod.key in session.displaced for pod in pods)
+        if other.satisfied and not moved and all(pod.ours for pod in pods):
+            yield unit(session, other, pods)

@@ -2,9 +2,8 @@
 
 An action names the candidates, in the order in which they had better go. Here the fewest of them
 are found that do: every set is tried on a copied snapshot in which its pods are gone, with the real
-search and the real filters. What is displaced is a pod above a gang's minimum, or a whole gang;
-never half of one. Nothing on the session changes until a plan is carried out, and a plan that is
-carried out keeps the room for whom it was made.
+search and the real filters. Nothing on the session changes until a plan is carried out, and a plan
+that is carried out keeps the room for whom it was made.
 """
 
 from __future__ import annotations
@@ -15,117 +14,45 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spinney.clock import parse_rfc3339
 from spinney.scheduler import search
+from spinney.scheduler.actions.victims import by_gang, family, needs, whole_gangs
+from spinney.scheduler.actions.wishes import wishes
 from spinney.scheduler.demand import floor_demand, growth_demand
-from spinney.scheduler.queues.ledger import pods_amount
+from spinney.scheduler.gpu_share import GPU, WHOLE
 from spinney.scheduler.queues.model import NOTHING, Amounts, minus
 from spinney.scheduler.reservations import spots_of
-from spinney.scheduler.session import Session, demand_amount
+from spinney.scheduler.session import Session
 from spinney.scheduler.verdict import Eviction, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from spinney.scheduler.actions.victims import Unit
+    from spinney.scheduler.actions.wishes import Wish
     from spinney.scheduler.demand import Demand
     from spinney.scheduler.gangs import Gang, Group
     from spinney.scheduler.memory import Spot
+    from spinney.scheduler.session import PodClass
     from spinney.scheduler.shapes import PodInfo
+
+    Moves = Mapping[str, tuple[Spot, ...]]
+    """By victim gang: its pods that run elsewhere afterwards."""
 
 
 PLACES_TRIED = 8
 """Domains that are looked at one by one for the cheapest to clear."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Unit:
-    """What is displaced together: one surplus pod, or what a gang has besides surplus."""
-
-    gang: Gang
-    pods: tuple[PodInfo, ...]
-    surplus: bool
-    amount: Amounts
-
-
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A set of victims that makes room, where the gang then goes, and where victims may go on."""
 
-    gang: Gang
+    wish: Wish
     spots: tuple[Spot, ...]
     victims: tuple[Unit, ...]
-    moves: dict[str, tuple[Spot, ...]]
-    """By victim gang: its pods that run elsewhere afterwards."""
-
-
-# Candidates
-
-
-def candidates(session: Session, gang: Gang) -> Iterator[Gang]:
-    """Yield the gangs on nodes that may be displaced for *gang* as far as they themselves go."""
-    mine = _family(gang)
-    displaced = {eviction.gang for eviction in session.evictions}
-    for other in session.snapshot.standing:
-        if other.preemptible and other.key not in displaced and _family(other) != mine:
-            yield other
-
-
-def _family(gang: Gang) -> str:
-    for leaf in gang.root.leaves():
-        for pod in (*leaf.active, *leaf.pending):
-            return pod.base_gang or pod.gang or pod.key
-    return gang.key
-
-
-def units_of(session: Session, gang: Gang, protected_s: float) -> list[Unit]:
-    """Return what may be displaced of *gang*, surplus first; its minimum not for *protected_s*."""
-    found = session.units.get(gang.key)
-    if found is None:
-        found = session.units[gang.key] = _all_units(gang)
-    if found and not found[-1].surplus and _protected(session, found[-1].pods, protected_s):
-        return found[:-1]
-    return found
-
-
-def _all_units(gang: Gang) -> list[Unit]:
-    active = [pod for leaf in gang.root.leaves() for pod in leaf.active]
-    if not all(pod.ours for pod in active):
-        return []
-    extra = _surplus(gang) if gang.satisfied else []
-    units = [Unit(gang, (pod,), True, pods_amount((pod,))) for pod in extra]
-    spare = {pod.key for pod in extra}
-    rest = tuple(pod for pod in active if pod.key not in spare)
-    if rest:
-        units.append(Unit(gang, rest, False, pods_amount(rest)))
-    return units
-
-
-def _surplus(gang: Gang) -> list[PodInfo]:
-    """Return the pods above the minimum of their group, the youngest first."""
-    found: list[PodInfo] = []
-    for leaf in gang.root.leaves():
-        eldest = sorted(leaf.active, key=lambda pod: (pod.started, pod.created, pod.key))
-        found += eldest[leaf.minimum :]
-    return sorted(found, key=lambda pod: (pod.started, pod.created, pod.key), reverse=True)
-
-
-def _protected(session: Session, pods: Sequence[PodInfo], protected_s: float) -> bool:
-    if protected_s <= 0:
-        return False
-    safe_until = max(_started_s(pod) for pod in pods) + protected_s
-    if safe_until > session.snapshot.now:
-        session.wake(safe_until)
-        return True
-    return False
-
-
-def _started_s(pod: PodInfo) -> float:
-    try:
-        return parse_rfc3339(pod.started)
-    except ValueError:
-        return 0.0
+    moves: Moves
 
 
 # Trying
@@ -136,46 +63,47 @@ class _Attempt:
     """The search for the fewest victims for one gang."""
 
     session: Session
-    gang: Gang
-    demand: Demand
-    all_move: bool
-    """Whether every victim has to find another place."""
+    wish: Wish
+    accept: Callable[[Sequence[Unit], Moves], bool] | None
+    """Judges a set of victims by who of them finds another place; None takes any set."""
     trials: int
     trial: Session | None = None
     """The last one that succeeded."""
     spots: tuple[Spot, ...] = ()
     """Where the gang went in it."""
+    moves: Moves | None = None
+    """Where victims went in it, if that was looked at."""
     rows: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     """The nodes of `spots`."""
     coupled: bool = False
 
     def works(self, units: Sequence[Unit]) -> bool:
         """Try with *units* gone: first what can be counted, then the real search."""
-        if not may_fit(self.session, self.demand, units):
+        if not may_fit(self.session, self.wish.demand, units):
             return False
         self.trials -= 1
-        if not _permitted(self.session, self.gang, self.demand, units):
+        if not _permitted(self.session, self.wish, units):
             return False
         return self.fits(units)
 
     def fits(self, units: Sequence[Unit]) -> bool:
         """Like `works`, whatever the queue's bounds."""
-        trial = without(self.session, units)
-        wanted = floor_demand(trial, self.gang)
-        steps = self.session.config.victim_steps
-        if wanted is None or search.place(trial, wanted, self.gang.topology, steps=steps) != (
-            "placed"
-        ):
+        trial = placed_without(self.session, self.wish, units)
+        if trial is None:
             return False
         spots = spots_of(trial, trial.statement.placements)
-        if self.all_move:
-            moves = _moves(self.session, trial, self.gang, self.demand, units)
-            if sum(map(len, moves.values())) < sum(len(u.pods) for u in units):
+        moves = None
+        if self.accept is not None:
+            moves = moves_of(self.session, trial, self.wish, units)
+            if not self.accept(units, moves):
                 return False
-        self.spots, self.trial = spots, trial
+        self.spots, self.trial, self.moves = spots, trial, moves
         self.rows = np.unique([trial.layout.index[spot.node] for spot in spots])
-        self.coupled = any(trial.coupled(cls) for cls, _ in wanted.totals)
+        self.coupled = any(trial.coupled(cls) for cls in self._classes(trial))
         return True
+
+    def _classes(self, trial: Session) -> list[PodClass]:
+        return [trial.class_of(spot.pod) for spot in self.spots]
 
     def shortest_prefix(self, units: Iterable[Unit]) -> Sequence[Unit]:
         """Return the shortest beginning of *units* that does, by doubling and bisection.
@@ -208,7 +136,7 @@ class _Attempt:
             return units
         index, rows = self.session.layout.index, set(self.rows.tolist())
         near = [u for u in units if any(index.get(pod.node, -1) in rows for pod in u.pods)]
-        near = _whole_gangs(near, units)
+        near = whole_gangs(near, units)
         return near if len(near) < len(units) and self.works(near) else units
 
     def thinned(self, units: Sequence[Unit]) -> Sequence[Unit]:
@@ -219,35 +147,30 @@ class _Attempt:
                 break
             if unit not in kept:
                 continue
-            fewer = [other for other in kept if other is not unit and not _needs(other, unit)]
+            fewer = [other for other in kept if other is not unit and not needs(other, unit)]
             if self.works(fewer):
                 kept = fewer
         return kept
 
 
-def _needs(floor: Unit, surplus: Unit) -> bool:
-    """Tell whether *floor* may go only together with *surplus*: else half a gang would stay."""
-    return not floor.surplus and surplus.surplus and floor.gang.key == surplus.gang.key
-
-
-def _whole_gangs(chosen: Iterable[Unit], units: Sequence[Unit]) -> list[Unit]:
-    picked = set(map(id, chosen))
-    whole = {u.gang.key for u in units if id(u) in picked and not u.surplus}
-    return [u for u in units if id(u) in picked or u.gang.key in whole]
-
-
-def hopeless_without(session: Session, gang: Gang, units: Sequence[Unit]) -> bool:
-    """Tell whether *gang* would not fit even with all of *units* gone: a bound before planning."""
-    demand = floor_demand(session, gang)
-    if demand is None or not may_fit(session, demand, units):
-        return True
+def placed_without(session: Session, wish: Wish, units: Sequence[Unit]) -> Session | None:
+    """Return a session in which *units* are gone and the wish is placed; None if it cannot be."""
     trial = without(session, units)
-    wanted = floor_demand(trial, gang)
+    wanted = wish.on(trial)
     steps = session.config.victim_steps
-    return wanted is None or search.place(trial, wanted, gang.topology, steps=steps) != "placed"
+    if wanted is None or search.place(trial, wanted, wish.gang.topology, steps=steps) != "placed":
+        return None
+    return trial
 
 
-def may_fit(session: Session, demand: Demand, units: Iterable[Unit]) -> bool:
+def hopeless_without(session: Session, wish: Wish, units: Sequence[Unit]) -> bool:
+    """Tell whether *wish* would not fit even with all of *units* gone: a bound before planning."""
+    if not may_fit(session, wish.demand, units):
+        return True
+    return placed_without(session, wish, units) is None
+
+
+def may_fit(session: Session, demand: Demand, units: Sequence[Unit]) -> bool:
     """Tell whether nodes have room in sum with *units* gone: necessary, and cheap to count."""
     if demand.alternatives:
         return True
@@ -255,11 +178,14 @@ def may_fit(session: Session, demand: Demand, units: Iterable[Unit]) -> bool:
     used = np.zeros_like(free)
     _take_out(session, used, [pod for unit in units for pod in unit.pods])
     free -= used
+    _give_back_shared(session, free, units)
     required = demand.required
     codes = session.layout.domains(required).codes if required else None
     for cls, count in demand.totals:
         if cls.absent:
             return False
+        if cls.shape.share is not None:
+            continue
         room = np.where(session.allowed(cls.shape), count, 0)
         for column, amount in cls.columns:
             np.minimum(room, free[:, column] // amount, out=room)
@@ -275,6 +201,16 @@ def may_fit(session: Session, demand: Demand, units: Iterable[Unit]) -> bool:
     return True
 
 
+def _give_back_shared(session: Session, free: NDArray[np.int64], units: Iterable[Unit]) -> None:
+    """Add the GPUs that may be whole again when sharers among *units* are gone."""
+    column, index = session.layout.column.get(GPU), session.layout.index
+    if column is None or not session.shares.devices:
+        return
+    rows = {index.get(p.node, -1) for one in units for p in one.pods if p.shape.share is not None}
+    for row in rows - {-1}:
+        free[row, column] += len(session.shares.devices.get(row, ())) * WHOLE
+
+
 def by_place(session: Session, demand: Demand, units: Sequence[Unit]) -> Iterator[list[Unit]]:
     """Yield *units* in the order of where they are: what is cheapest to clear comes first.
 
@@ -285,9 +221,9 @@ def by_place(session: Session, demand: Demand, units: Sequence[Unit]) -> Iterato
     index = session.layout.index
     rows_of = {id(u): [index[p.node] for p in u.pods if p.node in index] for u in units}
 
-    def key(unit: Unit) -> tuple[int, int, str]:
+    def key(unit: Unit) -> tuple[int, int]:
         row = min(rows_of[id(unit)], key=lambda r: (int(cost[r]), r), default=0)
-        return (int(cost[row]), row, unit.gang.key)
+        return (int(cost[row]), row)
 
     ordered = sorted(units, key=key)
     required = _outermost_required(demand)
@@ -327,13 +263,17 @@ def _outermost_required(demand: Demand) -> str:
 
 
 def find_plan(
-    session: Session, gang: Gang, units: Iterable[Unit], *, all_move: bool = False
+    session: Session,
+    wish: Wish,
+    units: Iterable[Unit],
+    accept: Callable[[Sequence[Unit], Moves], bool] | None = None,
 ) -> Plan | None:
-    """Return a plan that displaces few of *units* to make room for the minimum of *gang*."""
-    demand = floor_demand(session, gang)
-    if demand is None:
-        return None
-    attempt = _Attempt(session, gang, demand, all_move, session.config.victim_trials)
+    """Return a plan that displaces few of *units* to make room for *wish*.
+
+    The order of *units* is that in which they had better go; *accept* may refuse a set of them for
+    those who find no other place.
+    """
+    attempt = _Attempt(session, wish, accept, session.config.victim_trials)
     chosen = attempt.shortest_prefix(units)
     if not chosen:
         return None
@@ -341,34 +281,27 @@ def find_plan(
     chosen = attempt.thinned(chosen)
     if not attempt.works(chosen) or attempt.trial is None:
         return None
-    if all_move:
-        everyone = spots_of(attempt.trial, attempt.trial.statement.placements)
-        moves = _moved(everyone[len(attempt.spots) :], chosen)
-    else:
-        moves = _moves(session, attempt.trial, gang, demand, chosen)
-    return Plan(gang, attempt.spots, tuple(chosen), moves)
+    moves = attempt.moves
+    if moves is None:
+        moves = moves_of(session, attempt.trial, wish, chosen)
+    return Plan(wish, attempt.spots, tuple(chosen), moves)
 
 
-def _moved(spots: Iterable[Spot], units: Iterable[Unit]) -> dict[str, tuple[Spot, ...]]:
-    """Return *spots* by the gang of their pods."""
-    owner = {pod.key: unit.gang.key for unit in units for pod in unit.pods}
-    found: dict[str, tuple[Spot, ...]] = {}
-    for spot in spots:
-        gang = owner[spot.pod.key]
-        found[gang] = (*found.get(gang, ()), spot)
-    return found
+def everyone_moves(units: Sequence[Unit], moves: Moves) -> bool:
+    """Tell whether each pod of *units* has another place."""
+    return sum(map(len, moves.values())) >= sum(len(one.pods) for one in units)
 
 
-def _permitted(session: Session, gang: Gang, demand: Demand, units: Sequence[Unit]) -> bool:
+def _permitted(session: Session, wish: Wish, units: Sequence[Unit]) -> bool:
     """Tell whether the gang's queue may take it on when *units* are gone."""
     ledger = session.ledger
     if ledger is None:
         return True
-    for unit in units:
-        ledger.enter(unit.gang, minus(NOTHING, unit.amount))
-    refusal = ledger.refusal(gang, demand_amount(demand))
-    for unit in units:
-        ledger.enter(unit.gang, unit.amount)
+    for one in units:
+        ledger.enter(one.gang, minus(NOTHING, one.amount))
+    refusal = ledger.refusal(wish.gang, wish.amount)
+    for one in units:
+        ledger.enter(one.gang, one.amount)
     return not refusal
 
 
@@ -390,7 +323,7 @@ def without(session: Session, units: Iterable[Unit]) -> Session:
     apart = [key for key in snapshot.apart if key in pods and pods[key].state == "active"]
     apart += [p.key for p, _ in standing if p.shape.pod_anti_affinity]
     looking = [u for u in units if any(pod.shape.looks_at_pods for pod in u.pods)]
-    displaced = tuple(_displaced(gang, pods_) for gang, pods_ in _by_gang(looking))
+    displaced = tuple(_displaced(session, gang, pods_) for gang, pods_ in by_gang(looking))
     copied = replace(
         snapshot,
         used=used,
@@ -398,6 +331,11 @@ def without(session: Session, units: Iterable[Unit]) -> Session:
         pods={k: p for k, p in pods.items() if p.state != "leaving"},
         gangs=(*snapshot.gangs, *displaced),
         apart=tuple(apart),
+        sharing=(
+            *(key for key in snapshot.sharing if key in pods and pods[key].state == "active"),
+            *(pod.key for pod, _ in standing if pod.shape.share is not None),
+        ),
+        shared_devices=tuple((r, len(found)) for r, found in session.shares.devices.items()),
     )
     return Session(copied, session.config)
 
@@ -420,45 +358,35 @@ def _take_out(session: Session, used: NDArray[np.int64], pods: Sequence[PodInfo]
 # Where victims may go on
 
 
-def _by_gang(units: Iterable[Unit]) -> list[tuple[Gang, tuple[PodInfo, ...]]]:
-    found: dict[str, tuple[Gang, list[PodInfo]]] = {}
-    for unit in units:
-        found.setdefault(unit.gang.key, (unit.gang, []))[1].extend(unit.pods)
-    ordered = sorted(found.values(), key=lambda pair: pair[0].order)
-    return [(gang, tuple(pods)) for gang, pods in ordered]
-
-
-def _displaced(gang: Gang, pods: Iterable[PodInfo]) -> Gang:
+def _displaced(session: Session, gang: Gang, pods: Iterable[PodInfo]) -> Gang:
     """Return *gang* as it is when *pods* have left and want to come back."""
     gone = {pod.key for pod in pods}
-    return replace(gang, root=_without(gang.root, gone))
+    return replace(gang, root=_without(gang.root, gone, session.displaced))
 
 
-def _without(group: Group, gone: set[str]) -> Group:
+def _without(group: Group, gone: set[str], lost: set[str]) -> Group:
     away = [pod for pod in group.active if pod.key in gone]
     return replace(
         group,
-        children=tuple(_without(child, gone) for child in group.children),
-        active=tuple(pod for pod in group.active if pod.key not in gone),
+        children=tuple(_without(child, gone, lost) for child in group.children),
+        active=tuple(p for p in group.active if p.key not in gone and p.key not in lost),
         pending=tuple(replace(pod, state="pending", node="") for pod in away),
     )
 
 
-def _moves(
-    session: Session, trial: Session, gang: Gang, demand: Demand, units: Sequence[Unit]
-) -> dict[str, tuple[Spot, ...]]:
+def moves_of(session: Session, trial: Session, wish: Wish, units: Sequence[Unit]) -> Moves:
     """Place what fits of the victims on *trial*, after the gang that they make room for."""
     ledger = session.ledger
     entries: list[tuple[Gang, Amounts]] = [(u.gang, minus(NOTHING, u.amount)) for u in units]
-    entries.append((gang, demand_amount(demand)))
+    entries.append((wish.gang, wish.amount))
     for who, amount in entries if ledger else ():
         ledger.enter(who, amount)  # type: ignore[union-attr]
     found: dict[str, tuple[Spot, ...]] = {}
-    for victim, pods in _by_gang(units):
+    for victim, pods in by_gang(units):
         start = trial.statement.checkpoint()
-        displaced = _displaced(victim, pods)
+        displaced = _displaced(session, victim, pods)
         for part in _parts(trial, displaced):
-            amount = demand_amount(part)
+            amount = session.amount(part)
             if ledger is not None and ledger.refusal(victim, amount):
                 break
             if search.place(trial, part, victim.topology, steps=session.config.victim_steps) != (
@@ -492,39 +420,55 @@ def _parts(trial: Session, displaced: Gang) -> Iterator[Demand]:
 
 def carry_out(session: Session, plan: Plan, action: str) -> Verdict:
     """Displace the plan's victims on *session* and keep the room for whom it was made."""
-    gang = plan.gang
+    gang = plan.wish.gang
     node_of = {spot.pod.key: spot.node for spots in plan.moves.values() for spot in spots}
     message = f"makes room for {gang.key}"
     if gang.queue and session.ledger is not None:
         message += f" of queue {gang.queue}"
-    for unit in plan.victims:
-        for pod in unit.pods:
-            moves_to = node_of.get(pod.key, "")
-            session.evictions.append(
-                Eviction(
-                    pod.key, pod.uid, pod.node, unit.gang.key, action, gang.key, message, moves_to
-                )
+    for one in plan.victims:
+        session.evictions += [
+            Eviction(
+                pod.key,
+                pod.uid,
+                pod.node,
+                one.gang.key,
+                action,
+                gang.key,
+                message,
+                node_of.get(pod.key, ""),
             )
+            for pod in one.pods
+        ]
     displace(session, plan.victims)
-    session.reservations.release(gang.key)
-    session.reservations.make(gang, plan.spots)
-    for victim, pods in _by_gang(plan.victims):
-        spots = plan.moves.get(victim.key, ())
-        if spots:
-            session.reservations.make(_displaced(victim, pods), spots, moved=True)
+    _keep_room(session, plan)
     reason = f"room is reserved; {_leave(plan, session)} and make room by {action}"
     pending = tuple(pod.key for leaf in gang.root.leaves() for pod in leaf.pending)
-    return Verdict(gang.key, "pipelined", reason, pending)
+    return Verdict(gang.key, "placed" if plan.wish.pods else "pipelined", reason, pending)
+
+
+def _keep_room(session: Session, plan: Plan) -> None:
+    gang, kept = plan.wish.gang, session.reservations.kept.get(plan.wish.gang.key)
+    before = kept.spots if kept is not None and plan.wish.pods else ()
+    session.reservations.make(gang, (*before, *plan.spots))
+    session.promised.add(gang.key)
+    for victim, pods in by_gang(plan.victims):
+        spots = plan.moves.get(victim.key, ())
+        if spots:
+            displaced = _displaced(session, victim, pods)
+            session.reservations.make(displaced, spots, moved=True)
+            session.promised.add(victim.key)
 
 
 def displace(session: Session, units: Iterable[Unit]) -> None:
     """Count the pods of *units* as leaving, and no longer as their queue's."""
-    for unit in units:
+    for one in units:
         used = np.zeros_like(session.leaving)
-        _take_out(session, used, unit.pods)
+        _take_out(session, used, one.pods)
         session.leaving -= used
+        session.displaced.update(pod.key for pod in one.pods)
+        session.units.pop(one.gang.key, None)
         if session.ledger is not None:
-            session.ledger.enter(unit.gang, minus(NOTHING, unit.amount))
+            session.ledger.enter(one.gang, minus(NOTHING, one.amount))
 
 
 def _leave(plan: Plan, session: Session) -> str:
@@ -544,31 +488,52 @@ def _leave(plan: Plan, session: Session) -> str:
 def make_room(
     session: Session,
     action: str,
-    may: Callable[[Gang, Demand], bool],
-    choose: Callable[[Gang, Demand], Plan | None],
+    may: Callable[[Wish], bool],
+    choose: Callable[[Wish], Plan | None],
 ) -> Iterator[Verdict]:
-    """Try to make room for every gang that is not placed, in order; yield verdicts of successes.
+    """Try to make room for all that is not placed, in order; yield verdicts of successes.
 
     What cannot be served is not looked at again in this cycle for a gang that asks the same of
     the same queue with the same priority.
     """
     hopeless: set[object] = set()
-    for gang in session.snapshot.gangs:
-        verdict = session.verdicts.get(gang.key)
-        if verdict is None or verdict.kind != "unplaced" or gang.key in session.reservations.lapsed:
+    for wish in wishes(session):
+        gang = wish.gang
+        if gang.key in session.reservations.lapsed or _is_patient(session, gang):
             continue
         if len(session.evictions) >= session.config.evictions_per_cycle:
             return
-        demand = floor_demand(session, gang)
-        if demand is None or session.snapshot.queues.problem(gang.queue):
+        if session.snapshot.queues.problem(gang.queue):
             continue
-        at = (demand.signature, gang.queue, gang.priority, gang.preemptible, _family(gang))
+        at = (wish.demand.signature, gang.queue, gang.priority, gang.preemptible, family(gang))
         if not gang.stands and not gang.root.anchors:
             at = (*at[:-1], "")
-        if at in hopeless or not may(gang, demand):
+        if at in hopeless or not may(wish) or _fits_already(session, wish):
             continue
-        plan = choose(gang, demand)
+        plan = choose(wish)
         if plan is None:
             hopeless.add(at)
             continue
         yield carry_out(session, plan, action)
+
+
+def _is_patient(session: Session, gang: Gang) -> bool:
+    """Tell whether *gang* lets others run for a while before it has them displaced."""
+    if gang.preemption_delay_s <= 0:
+        return False
+    since = session.memory.unplaced_since.get(gang.key, session.snapshot.now)
+    until = since + gang.preemption_delay_s
+    if until > session.snapshot.now:
+        session.wake(until)
+        return True
+    return False
+
+
+def _fits_already(session: Session, wish: Wish) -> bool:
+    """Tell whether nobody has to leave; where gangs were placed first that is known."""
+    if wish.gang.key in session.verdicts:
+        return False
+    start = session.statement.checkpoint()
+    outcome = search.place(session, wish.demand, wish.gang.topology)
+    session.statement.rollback(start)
+    return outcome == "placed"

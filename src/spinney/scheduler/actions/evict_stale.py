@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from spinney.scheduler.actions.displace import Unit, displace
-from spinney.scheduler.queues.ledger import pods_amount
+from spinney.scheduler.actions.displace import displace
+from spinney.scheduler.actions.victims import unit
 from spinney.scheduler.verdict import Eviction
 
 if TYPE_CHECKING:
@@ -65,4 +65,4 @@ def _evict(session: Session, gang: Gang, stale_s: float) -> None:
     session.evictions += [
         Eviction(pod.key, pod.uid, pod.node, gang.key, "evict-stale", "", message) for pod in pods
     ]
-    displace(session, [Unit(gang, pods, False, pods_amount(pods))])
+    displace(session, [unit(session, gang, pods)])

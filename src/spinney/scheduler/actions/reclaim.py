@@ -1,37 +1,42 @@
 """Reclaim: a queue below its fair share takes back what queues beside it have beyond theirs.
 
 Whether a victim may be taken is decided where the two queues' paths through the tree part. It may
-if its side has more than its fair share of something wanted while the taker's side stays within its
-own; or if its side has more than its quota while the taker's side stays within its own quota. Since
-the taker never ends up above what it has a right to, nothing can be taken back from it for the same
-reason.
+while its side has more than it is entitled to; or while its side has more than its quota and the
+taker's side stays within its own quota. The taker's own queue stays within its fair share, so
+nothing can be taken back from it for the same reason. A victim that finds another place loses
+nothing and may be of any queue.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 from spinney.scheduler.actions.displace import (
     by_place,
-    candidates,
     find_plan,
     hopeless_without,
     make_room,
-    may_fit,
-    units_of,
 )
-from spinney.scheduler.queues.model import Amounts, minus, plus, within
-from spinney.scheduler.session import demand_amount
+from spinney.scheduler.actions.victims import family, in_order, surplus_first, units_of
+from spinney.scheduler.queues.model import NOTHING, Amounts, minus, plus, within
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from spinney.scheduler.actions.displace import Plan, Unit
-    from spinney.scheduler.demand import Demand
+    from spinney.scheduler.actions.displace import Moves, Plan
+    from spinney.scheduler.actions.victims import Unit
+    from spinney.scheduler.actions.wishes import Wish
     from spinney.scheduler.gangs import Gang
     from spinney.scheduler.queues.ledger import Ledger
     from spinney.scheduler.session import Session
     from spinney.scheduler.verdict import Verdict
+
+    Pool = Mapping[str, Sequence[Unit]]
+    """By queue: what may be displaced of it, what goes first in front."""
+
+MOST_MOVERS = 64
+"""Units that are looked at where some of the victims have to find another place."""
 
 
 def reclaim(session: Session, previous: Mapping[str, Verdict]) -> Iterator[Verdict]:
@@ -40,12 +45,16 @@ def reclaim(session: Session, previous: Mapping[str, Verdict]) -> Iterator[Verdi
     ledger = session.ledger
     if ledger is None:
         return
+    pools: dict[str, Pool] = {}
 
-    def may(gang: Gang, demand: Demand) -> bool:
-        return _entitled(ledger, gang, demand_amount(demand))
+    def may(wish: Wish) -> bool:
+        return _entitled(ledger, wish.gang, wish.amount)
 
-    def choose(gang: Gang, demand: Demand) -> Plan | None:
-        return _choose(session, ledger, gang, demand)
+    def choose(wish: Wish) -> Plan | None:
+        queue = ledger.tree.path(wish.gang.queue)[0]
+        if queue not in pools:
+            pools[queue] = _pool(session, ledger, queue)
+        return _choose(session, ledger, wish, _present(session, wish, pools[queue]))
 
     yield from make_room(session, "reclaim", may, choose)
 
@@ -53,129 +62,142 @@ def reclaim(session: Session, previous: Mapping[str, Verdict]) -> Iterator[Verdi
 def _entitled(ledger: Ledger, gang: Gang, amount: Amounts) -> bool:
     """Tell whether the gang's queue stays within its fair share, and its quota where it must."""
     queue = ledger.tree.path(gang.queue)[0]
-    if not within(plus(ledger.allocated[queue], amount), ledger.shares[queue], amount):
+    if not within(plus(ledger.allocated[queue], amount), ledger.shares[queue]):
         return False
     quota = ledger.tree.queues[queue].quota
-    return gang.preemptible is not False or within(plus(ledger.firm[queue], amount), quota, amount)
+    return gang.preemptible is not False or within(plus(ledger.firm[queue], amount), quota)
 
 
-def _choose(session: Session, ledger: Ledger, gang: Gang, demand: Demand) -> Plan | None:
-    amount = demand_amount(demand)
-    pool: dict[str, list[Unit]] = {}
-    for other in candidates(session, gang):
-        queue = ledger.tree.path(other.queue)[:1]
-        meeting = ledger.tree.meet(gang.queue, other.queue)
-        if queue and meeting is not None:
+def _pool(session: Session, ledger: Ledger, queue: str) -> Pool:
+    """Return what the gangs of *queue* may displace of other queues."""
+    found: dict[str, list[Unit]] = {}
+    for other in session.snapshot.standing:
+        path = ledger.tree.path(other.queue)
+        meeting = ledger.tree.meet(queue, other.queue)
+        if other.preemptible and path and meeting is not None:
             safe_s = ledger.tree.min_runtime_s(meeting[1], reclaim=True)
-            pool.setdefault(queue[0], []).extend(units_of(session, other, safe_s))
-    for units in pool.values():
-        _put_in_order(units)
-    everyone = [unit for _, units in sorted(pool.items()) for unit in reversed(units)]
-    if not everyone or not may_fit(session, demand, everyone):
+            found.setdefault(path[0], []).extend(units_of(session, other, safe_s))
+    return {name: in_order(units) for name, units in found.items()}
+
+
+def _present(session: Session, wish: Wish, pool: Pool) -> Pool:
+    """Return *pool* without what was displaced meanwhile and what may not go for *wish*."""
+    mine = family(wish.gang)
+    out = {key for key in (*session.promised, mine) if key}
+    out |= {gang.key for gang in session.snapshot.standing if family(gang) == mine}
+    gone = session.displaced
+    return {
+        queue: [u for u in units if u.gang.key not in out and u.pods[0].key not in gone]
+        for queue, units in pool.items()
+    }
+
+
+def _choose(session: Session, ledger: Ledger, wish: Wish, pool: Pool) -> Plan | None:
+    everyone = list(_Taking(ledger, wish).every(pool))
+    if not everyone:
         return None
     # Where pods look at each other a search is dear: one that fails with all gone saves the others.
-    dear = any(cls.shape.looks_at_pods for cls, _ in demand.totals)
-    if dear and hopeless_without(session, gang, everyone):
+    dear = any(cls.shape.looks_at_pods for cls, _ in wish.demand.totals)
+    if dear and hopeless_without(session, wish, everyone):
         return None
-    for keep_share in (True, False):
-        taken = _Taking(ledger, gang, amount, keep_share=keep_share).run(pool)
-        plan = find_plan(session, gang, taken)
+    plan = find_plan(session, wish, _Taking(ledger, wish).run(pool))
+    if plan is not None:
+        return plan
+    if not dear and hopeless_without(session, wish, everyone):
+        return None
+    for units in by_place(session, wish.demand, everyone):
+        plan = find_plan(session, wish, _Taking(ledger, wish).permitted(surplus_first(units)))
         if plan is not None:
             return plan
-    if not dear and hopeless_without(session, gang, everyone):
-        return None
-    for units in by_place(session, demand, everyone):
-        taken = _Taking(ledger, gang, amount, keep_share=False).in_order(units)
-        plan = find_plan(session, gang, taken)
-        if plan is not None:
-            return plan
-    return None
+    return _with_movers(session, ledger, wish, pool)
 
 
-def _put_in_order(units: list[Unit]) -> None:
-    """Sort so that the last is to go first: low priority, surplus, youth."""
-    units.reverse()
-    units.sort(key=lambda u: (u.gang.created, u.gang.key))
-    units.sort(key=lambda u: (-u.gang.priority, u.surplus))
+def _with_movers(session: Session, ledger: Ledger, wish: Wish, pool: Pool) -> Plan | None:
+    """Return a plan in which some go elsewhere of whom nothing could be taken."""
+
+    def accept(units: Sequence[Unit], moves: Moves) -> bool:
+        moved = {spot.pod.key for spots in moves.values() for spot in spots}
+        lost = [u for u in units if not all(pod.key in moved for pod in u.pods)]
+        return len(list(_Taking(ledger, wish).permitted(lost))) == len(lost)
+
+    order = itertools.islice(_Taking(ledger, wish).every(pool), MOST_MOVERS)
+    return find_plan(session, wish, order, accept)
 
 
 class _Taking:
-    """Takes units one by one from whichever queue has most beyond its due."""
+    """Takes units one by one, each from the queue that would be served last."""
 
-    def __init__(self, ledger: Ledger, gang: Gang, amount: Amounts, *, keep_share: bool) -> None:
+    def __init__(self, ledger: Ledger, wish: Wish) -> None:
         self._ledger = ledger
-        self._gang = gang
-        self._amount = amount
-        self._keep_share = keep_share
-        """Whether a victim's side has to keep its fair share even after the loss."""
+        self._gang = wish.gang
+        self._amount = wish.amount
         self._left = dict(ledger.allocated)
         self._spared: set[str] = set()
+        self._keys: dict[str, tuple[Amounts, tuple[object, ...]]] = {}
 
-    def run(self, pool: Mapping[str, list[Unit]]) -> Iterator[Unit]:
+    def run(self, pool: Pool) -> Iterator[Unit]:
         """Yield what may be taken, in order; *pool* is not changed."""
-        stacks = {queue: list(units) for queue, units in pool.items() if units}
+        return self.permitted(self.every(pool))
+
+    def permitted(self, units: Iterable[Unit]) -> Iterator[Unit]:
+        """Yield what may be taken of *units*; a gang's minimum only after all of its surplus."""
+        for unit in units:
+            queue = self._ledger.tree.path(unit.gang.queue)[0]
+            if unit.gang.key in self._spared or not self._may_take(queue, unit):
+                self._spared.add(unit.gang.key)
+                continue
+            for name in self._ledger.tree.path(queue):
+                self._left[name] = minus(self._left[name], unit.amount)
+            yield unit
+
+    def every(self, pool: Pool) -> Iterator[Unit]:
+        """Yield all of *pool*, from queue to queue as what was yielded and taken is gone."""
+        tree = self._ledger.tree
+        stacks = {queue: list(reversed(units)) for queue, units in pool.items() if units}
+        waiting: dict[str, int] = {}
+        for queue, units in stacks.items():
+            for name in tree.path(queue):
+                waiting[name] = waiting.get(name, 0) + len(units)
         while stacks:
-            queue = max(stacks, key=lambda q: (self._excess(q), q))
-            unit = stacks[queue].pop()
-            if not stacks[queue]:
-                del stacks[queue]
-            if self._take(unit):
-                yield unit
+            at = ""
+            while below := [c for c in tree.children.get(at, ()) if waiting.get(c)]:
+                at = max(below, key=self._key) if len(below) > 1 else below[0]
+            yield stacks[at].pop()
+            for name in tree.path(at):
+                waiting[name] -= 1
+            if not stacks[at]:
+                del stacks[at]
 
-    def in_order(self, units: Sequence[Unit]) -> Iterator[Unit]:
-        """Yield what may be taken of *units*, surplus of a gang before what it needs."""
-        ordered = sorted(units, key=lambda unit: not unit.surplus)
-        last = {unit.gang.key: at for at, unit in enumerate(units)}
-        ordered.sort(key=lambda unit: last[unit.gang.key])
-        for unit in ordered:
-            if self._take(unit):
-                yield unit
-
-    def _take(self, unit: Unit) -> bool:
-        """Take *unit* if that may be; a gang's minimum goes only after all of its surplus."""
-        queue = self._ledger.tree.path(unit.gang.queue)[0]
-        if unit.gang.key in self._spared or not self._may_take(queue, unit):
-            self._spared.add(unit.gang.key)
-            return False
-        for name in self._ledger.tree.path(queue):
-            self._left[name] = minus(self._left[name], unit.amount)
-        return True
-
-    def _excess(self, queue: str) -> float:
-        """Return the largest part the queue still has of what it is entitled to."""
-        right = self._ledger.may_have(queue)
-        pairs = zip(self._left[queue], right, self._amount, strict=True)
-        return max((mine / max(1, due) for mine, due, asked in pairs if asked > 0), default=0.0)
+    def _key(self, queue: str) -> tuple[object, ...]:
+        left = self._left[queue]
+        known = self._keys.get(queue)
+        if known is None or known[0] != left:
+            key = self._ledger.order_key(queue, NOTHING, have=left)
+            known = self._keys[queue] = (left, key)
+        return known[1]
 
     def _may_take(self, queue: str, unit: Unit) -> bool:
-        ledger = self._ledger
+        ledger, asked = self._ledger, self._amount
         meeting = ledger.tree.meet(self._gang.queue, queue)
         assert meeting is not None, "reclaim inside one queue"
         mine, theirs = meeting
-        asked = _both(self._amount, unit.amount)
-        if not any(asked):
+        if not any(a and b for a, b in zip(asked, unit.amount, strict=True)):
             return False
-        share, quota = ledger.shares[theirs], ledger.tree.queues[theirs].quota
-        after = minus(self._left[theirs], unit.amount)
-        if self._keep_share:
-            fair = within(share, after, asked)
-        else:
-            fair = not within(self._left[theirs], share, asked)
-        if fair and self._stays_within(mine, quota=False):
-            return True
-        return not within(self._left[theirs], quota, asked) and self._stays_within(mine, quota=True)
-
-    def _stays_within(self, top: str, *, quota: bool) -> bool:
-        """Tell whether the taker's queues up to *top* stay within share or quota."""
-        ledger = self._ledger
-        for name in ledger.tree.path(self._gang.queue):
-            bound = ledger.tree.queues[name].quota if quota else ledger.shares[name]
-            if not within(plus(self._left[name], self._amount), bound, self._amount):
+        left, quota = self._left[theirs], ledger.tree.queues[theirs].quota
+        with_mine = plus(self._left[mine], asked)
+        if within(left, ledger.entitled(theirs), asked):
+            kept_quota = within(with_mine, ledger.tree.queues[mine].quota, asked)
+            if not kept_quota or within(left, quota, asked):
                 return False
-            if name == top:
+        return not self._outgrows(mine, with_mine, theirs, minus(left, unit.amount))
+
+    def _outgrows(self, mine: str, have: Amounts, theirs: str, left: Amounts) -> bool:
+        """Tell whether *mine*, beyond its share, would have more of its share than *theirs*."""
+        shares = self._ledger.shares
+        for at, asked in enumerate(self._amount):
+            my_share, their_share = shares[mine][at], shares[theirs][at]
+            if not asked or have[at] <= my_share or their_share <= 0:
+                continue
+            if have[at] * their_share >= left[at] * my_share:
                 return True
-        return True
-
-
-def _both(a: Amounts, b: Amounts) -> Amounts:
-    return (min(a[0], b[0]), min(a[1], b[1]), min(a[2], b[2]))
+        return False

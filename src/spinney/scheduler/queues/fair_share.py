@@ -49,8 +49,8 @@ def divide(
     First everyone gets the smaller of quota and request. What is left goes to the highest
     priority until all of it are content, then to the next: in proportion to weight, less so
     for who used more than its weight in the past, by the factor *history*. Amounts that are
-    divided come in whole multiples of *unit*; the last of them go one by one to whom the
-    fractions owe most.
+    divided come in whole multiples of *unit*; what that leaves at the end goes one by one, again
+    by priority, to whom the fractions owe most.
     """
     shares = {}
     for claim in claims:
@@ -58,34 +58,44 @@ def divide(
         shares[claim.name] = min(quota, claim.requestable)
     left = total - sum(shares.values())
     ordered = sorted(claims, key=lambda c: (-c.priority, c.created, c.name))
-    for _, bucket in itertools.groupby(ordered, key=lambda c: c.priority):
-        if left <= 0:
-            break
-        left = _divide_bucket(left, list(bucket), shares, unit, history)
+    buckets = [list(group) for _, group in itertools.groupby(ordered, key=lambda c: c.priority)]
+    owed: dict[str, Fraction] = {}
+    for bucket in buckets:
+        left = _divide_bucket(left, bucket, shares, unit, history, owed)
+    for bucket in buckets:
+        left = _divide_rest(left, bucket, shares, unit, owed)
     return shares
 
 
 def _divide_bucket(
-    left: int, bucket: list[Claim], shares: dict[str, int], unit: int, history: Fraction
+    left: int,
+    bucket: list[Claim],
+    shares: dict[str, int],
+    unit: int,
+    history: Fraction,
+    owed: dict[str, Fraction],
 ) -> int:
-    owed: dict[str, Fraction] = {}
-    while left > 0:
+    """Divide *left* in rounds until nobody asks for less than falls to it; return what is left.
+
+    *owed* is told the fractions that the last round did not give out.
+    """
+    again = True
+    while left > 0 and again:
         hungry = [c for c in bucket if c.weight > 0 and shares[c.name] < c.requestable]
         slices = _slices(left, hungry, history)
-        content = [c for c in hungry if c.requestable - shares[c.name] <= slices[c.name]]
-        for claim in content:
-            left -= claim.requestable - shares[claim.name]
-            shares[claim.name] = claim.requestable
-            owed.pop(claim.name, None)
-        if content:
-            continue
+        again = False
         for claim in hungry:
-            whole = int(slices[claim.name] // unit) * unit
-            shares[claim.name] += whole
-            left -= whole
-            owed[claim.name] = slices[claim.name] - whole
-        break
-    return _divide_rest(left, bucket, shares, unit, owed)
+            lacks, due = claim.requestable - shares[claim.name], slices[claim.name]
+            content = lacks <= due
+            given = lacks if content else int(due // unit) * unit
+            shares[claim.name] += given
+            left -= given
+            again |= content and lacks < due
+            if content:
+                owed.pop(claim.name, None)
+            else:
+                owed[claim.name] = due - given
+    return left
 
 
 def _slices(left: int, hungry: list[Claim], history: Fraction) -> dict[str, Fraction]:

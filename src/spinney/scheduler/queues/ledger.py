@@ -27,6 +27,7 @@ from spinney.scheduler.queues.model import (
     charge,
     minus,
     plus,
+    shape_amount,
     times,
     within,
 )
@@ -47,14 +48,14 @@ UNITS = (1000, 1, 1000)
 _WORDS = {"GPUs": 1000, "CPUs": 1000, "memory": 1000 * 2**30}
 
 
-def pods_amount(pods: Iterable[PodInfo]) -> Amounts:
-    """Return what *pods* count for together."""
+def pods_amount(pods: Iterable[PodInfo], gpu_memory_mib: int = 0) -> Amounts:
+    """Return what *pods* count for together in a cluster whose smallest GPUs have that memory."""
     counts: dict[int, list[PodInfo]] = {}
     for pod in pods:
         counts.setdefault(id(pod.shape), []).append(pod)
     total = NOTHING
     for alike in counts.values():
-        total = plus(total, times(charge(alike[0].shape.requests), len(alike)))
+        total = plus(total, times(shape_amount(alike[0].shape, gpu_memory_mib), len(alike)))
     return total
 
 
@@ -77,11 +78,13 @@ class Ledger:
         """By queue, those below included."""
         self.firm: dict[str, Amounts] = dict.fromkeys(names, NOTHING)
         """The part of it that is not preemptible."""
-        self.version = 0
-        """Rises with every entry."""
+        self._entitled: dict[str, Amounts] = {}
         for gang in snapshot.standing:
             active = (pod for leaf in gang.root.leaves() for pod in leaf.active)
-            self.enter(gang, pods_amount(active))
+            self.enter(gang, self._amount(active))
+
+    def _amount(self, pods: Iterable[PodInfo]) -> Amounts:
+        return pods_amount(pods, self._snapshot.layout.gpu_memory_mib)
 
     # Entries
 
@@ -91,7 +94,6 @@ class Ledger:
 
     def enter_for(self, queue: str, amount: Amounts, *, firm: bool) -> None:
         """Add *amount* to the account of *queue* and of those above it."""
-        self.version += 1
         for name in self.tree.path(queue):
             self.allocated[name] = plus(self.allocated[name], amount)
             if firm:
@@ -111,7 +113,7 @@ class Ledger:
             if name != SHARED_GPU
         )
         foreign = [p for p in self._snapshot.pods.values() if not p.ours and p.state == "active"]
-        taken = pods_amount(p for p in foreign if p.node in layout.index)
+        taken = self._amount(p for p in foreign if p.node in layout.index)
         rest = minus(charge(found), taken)
         return (max(0, rest[0]), max(0, rest[1]), max(0, rest[2]))
 
@@ -129,13 +131,13 @@ class Ledger:
                 # Who was displaced comes back: its queue still wants what it had.
                 queue = pod.labels.get(QUEUE, DEFAULT_QUEUE)
                 for name in self.tree.path(queue):
-                    wanted[name] = plus(wanted[name], charge(pod.shape.requests))
+                    wanted[name] = plus(wanted[name], self._amount((pod,)))
         return wanted
 
     def _want(self, wanted: dict[str, Amounts], gang: Gang, *, active: bool) -> None:
         leaves = gang.root.leaves()
         pods = (p for leaf in leaves for p in (leaf.active if active else leaf.pending))
-        amount = pods_amount(pods)
+        amount = self._amount(pods)
         for name in self.tree.path(gang.queue):
             wanted[name] = plus(wanted[name], amount)
 
@@ -181,32 +183,27 @@ class Ledger:
             past,
         )
 
-    def may_have(self, name: str) -> Amounts:
+    def entitled(self, name: str) -> Amounts:
         """Return what the queue has a right to: the larger of quota and share, up to its limit."""
+        known = self._entitled.get(name)
+        if known is not None:
+            return known
         queue, share = self.tree.queues[name], self.shares.get(name, NOTHING)
         found = []
         for at in range(3):
             quota, limit = queue.quota[at], queue.limit[at]
             right = self.total[at] if quota == UNLIMITED else max(quota, share[at])
             found.append(right if limit == UNLIMITED else min(limit, right))
-        return (found[0], found[1], found[2])
+        self._entitled[name] = (found[0], found[1], found[2])
+        return self._entitled[name]
 
-    def dominant_share(self, name: str, more: Amounts = NOTHING) -> Fraction:
-        """Return the largest part that the queue has, with *more*, of what it is entitled to."""
-        have = plus(self.allocated[name], more)
-        found = Fraction(0)
-        for mine, right in zip(have, self.may_have(name), strict=True):
-            if mine:
-                found = max(found, Fraction(mine, right) if right > 0 else Fraction(mine * 1000))
+    def dominant_share(self, name: str, have: Amounts) -> float:
+        """Return the largest part that *have* is of what the queue is entitled to."""
+        found = 0.0
+        for mine, right in zip(have, self.entitled(name), strict=True):
+            if mine > 0:
+                found = max(found, mine / right if right > 0 else mine * 1000.0)
         return found
-
-    def over_share(self, name: str, asked: Amounts) -> bool:
-        """Tell whether the queue has more than its fair share of something in *asked*."""
-        return not within(self.allocated[name], self.shares.get(name, NOTHING), asked)
-
-    def over_quota(self, name: str, asked: Amounts) -> bool:
-        """Tell whether the queue has more than its quota of something in *asked*."""
-        return not within(self.allocated[name], self.tree.queues[name].quota, asked)
 
     # What is allowed
 
@@ -227,15 +224,26 @@ class Ledger:
                     return f"queue {name} has no quota left {what}: {_against(found)}"
         return ""
 
-    def order_key(self, name: str, head: Amounts) -> tuple[object, ...]:
-        """Return the key by which sibling queues take turns; *head* is what its next gang wants."""
+    def order_key(
+        self, name: str, head: Amounts, have: Amounts | None = None
+    ) -> tuple[object, ...]:
+        """Return the key by which sibling queues take turns; the smallest is served first.
+
+        *head* is what its next gang wants; *have* is what the queue has, if not what is
+        entered. Who is to lose something is asked in the opposite order.
+        """
         queue = self.tree.queues[name]
+        mine = self.allocated[name] if have is None else have
+        right, share = self.entitled(name), self.shares.get(name, NOTHING)
+        then = plus(mine, head)
         return (
-            self.over_share(name, (1, 1, 1)),
-            not within(plus(self.allocated[name], head), queue.quota),
+            all(a > b for a, b in zip(mine, share, strict=True)),
+            not within(then, queue.quota),
             -queue.priority,
-            self.dominant_share(name, head),
-            self.dominant_share(name),
+            any(asked > 0 and due == 0 for asked, due in zip(head, right, strict=True)),
+            self.dominant_share(name, then),
+            self.dominant_share(name, mine),
+            right,
             queue.created,
             name,
         )

@@ -14,13 +14,14 @@ from spinney.api.quantity import parse_duration_s
 from spinney.api.queue import PREEMPTIBILITY, QUEUE, QueueResource
 from spinney.errors import BadInputError
 from spinney.log import get_logger
+from spinney.scheduler.gpu_share import WHOLE, part_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from spinney.api.queue import Queue
     from spinney.scheduler.gangs import Gang
-    from spinney.scheduler.shapes import Requests
+    from spinney.scheduler.shapes import Requests, Shape
 
 Amounts = tuple[int, int, int]
 """GPUs, CPU and memory in thousandths of a device, a core and a byte."""
@@ -87,7 +88,7 @@ def _seconds(text: str | None) -> float | None:
 
 
 def charge(requests: Requests) -> Amounts:
-    """Return what a pod with *requests* counts for in its queue."""
+    """Return what *requests* count for in a queue; see `shape_amount` for those of pods."""
     gpus = cpu = memory = 0
     for name, amount in requests:
         if name == "cpu":
@@ -105,6 +106,20 @@ def _slices(resource: str) -> int:
     """Return how many GPU slices one ``nvidia.com/mig-3g.20gb`` is: what the quota counts."""
     digits = resource.partition("/mig-")[2].partition("g")[0]
     return int(digits) if digits.isdigit() else 0
+
+
+def shape_amount(shape: Shape, gpu_memory_mib: int) -> Amounts:
+    """Return what a pod of *shape* counts for in its queue.
+
+    A part of a GPU that is asked for by memory counts as the part of one with *gpu_memory_mib*,
+    the smallest there is.
+    """
+    found = charge(shape.requests)
+    share = shape.share
+    if share is None or share.milli:
+        return found
+    part = min(part_of(share, gpu_memory_mib), WHOLE)
+    return (found[0] + part * share.devices, found[1], found[2])
 
 
 def plus(a: Amounts, b: Amounts) -> Amounts:
