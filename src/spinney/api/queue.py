@@ -62,6 +62,8 @@ class QueueStatus(ApiStruct):
     allocated: dict[str, str | int | float] = {}
     allocated_non_preemptible: dict[str, str | int | float] = {}
     requested: dict[str, str | int | float] = {}
+    fair_share: dict[str, str | int | float] = {}
+    """What it would have if all that is asked for were shared out fairly. Spinney's own field."""
 
 
 class Queue(KubeObject, kw_only=True):
