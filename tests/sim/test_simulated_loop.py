@@ -1,11 +1,13 @@
 import asyncio
 import functools
+import itertools
 import random
 import time
 
 import pytest
 
-from spinney.sim.loop import DeadlockError, SimulatedLoop
+from spinney.sim import loop as simulated
+from spinney.sim.loop import DeadlockError, LivelockError, SimulatedLoop
 
 
 def run(main, seed=None):
@@ -76,3 +78,31 @@ def test_threads_are_refused():
 
     with pytest.raises(RuntimeError, match="threads cannot run"):
         run(main())
+
+
+@pytest.mark.parametrize("step_s", [0.0, 1e-9])
+def test_tasks_that_keep_time_from_passing_are_an_error(step_s, monkeypatch):
+    monkeypatch.setattr(simulated, "MOST_TURNS", 1000)
+
+    async def spin():
+        for _ in itertools.count():
+            await asyncio.sleep(step_s)
+
+    async def main():
+        async with asyncio.TaskGroup() as group:
+            group.create_task(spin())
+
+    with pytest.raises(LivelockError, match="no progress at"):
+        run(main())
+
+
+def test_many_turns_at_one_instant_are_no_error_when_time_passes_then(monkeypatch):
+    monkeypatch.setattr(simulated, "MOST_TURNS", 1000)
+
+    async def main():
+        for _ in range(10):
+            for _ in range(500):
+                await asyncio.sleep(0)
+            await asyncio.sleep(0.001)
+
+    run(main())
