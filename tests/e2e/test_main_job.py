@@ -117,7 +117,7 @@ def test_a_gang_that_fits_nowhere_stays_whole_and_says_why(cluster, service):
         return found[0].message if found and found[0] else ""
 
     said = cluster.wait("a reason", message)
-    assert "needs 3 pods with 4 nvidia.com/gpu each in one topology.kubernetes.io/rack" in said
+    assert "needs 3 pods with 4 nvidia.com/gpu each in one rack" in said
     assert {p.spec.node_name for p in cluster.pods("too-big")} == {""}
     assert said in cluster.run("describe", "podgang", "too-big-0")
     cluster.run("delete", "pcs", "too-big")

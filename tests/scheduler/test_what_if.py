@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
@@ -24,6 +25,7 @@ from spinney.scheduler.offline import OfflineCluster
 from spinney.scheduler.scenario import objects
 from spinney.scheduler.snapshot_file import first_cycle_s, read, write
 from spinney.scheduler.snapshot_writer import scenario_of
+from spinney.scheduler.what_if import room_for
 from spinney.scheduler.what_if import why as ask
 from spinney.sim.cluster import SimulatedCluster, SimulatedNode, simulate
 
@@ -84,7 +86,7 @@ def test_a_set_that_does_not_fit_says_the_smallest_change() -> None:
     assert code == 1
     assert report["fits"] is False
     assert "needs 3 pods" in report["gangs"][0]["reason"]
-    assert "would fit in one topology.kubernetes.io/zone instead" in report["gangs"][0]["reason"]
+    assert "would fit in one zone instead" in report["gangs"][0]["reason"]
 
 
 def test_who_would_have_to_leave_is_told() -> None:
@@ -117,10 +119,80 @@ def test_why_names_the_reason_and_where_a_gang_is() -> None:
     assert text.startswith("default/g: pending\n  needs 3 pods with 8 nvidia.com/gpu each")
 
     _, text = call(why, "pod/h-p-0", "--snapshot", "state.yaml", state=state)
-    assert text.startswith("default/h: placed\n  on m: default/h-p-0")
+    assert text == "default/h-p-0: running on m\nas part of default/h: placed\n"
+
+    _, text = call(why, "pod/g-p-1", "--snapshot", "state.yaml", state=state)
+    assert text.startswith("default/g-p-1: pending\nas part of default/g: pending\n  needs 3 pods")
 
 
-@pytest.mark.parametrize("target", ["pod/none", "podgang/none", "thing/x", "pod"])
+@pytest.mark.parametrize(
+    ("pod", "words"),
+    [
+        ("scheduler: default-scheduler", "it is for default-scheduler to place"),
+        ("pods: [{state: gated}]", "it has the scheduling gate grove.io/podgang-pending-creation"),
+        ("gpus: 9", "needs 1 pod with 9 nvidia.com/gpu"),
+    ],
+)
+def test_why_of_a_pod_says_what_keeps_just_that_pod(pod: str, words: str) -> None:
+    state = f"{STATE}pods: [{{name: p, {pod}}}]"
+    _, text = call(why, "pod/p", "--snapshot", "state.yaml", state=state)
+
+    assert words in text
+    assert text.count(words) == 1
+
+
+QUEUES = """
+queues:
+- {name: org, gpus: {quota: 16}}
+- {name: a, parent: org, gpus: {quota: 8, limit: 8}}
+- {name: b, parent: org, gpus: {quota: 8}}
+gangs:
+- {name: runs, queue: a, groups: [{name: p, pods: 0, gpus: 8, on: [n-0]}]}
+- {name: waits, queue: a, groups: [{name: p, gpus: 4}]}
+"""
+
+
+def test_why_of_a_queue_shows_its_account_and_who_waits_in_it() -> None:
+    _, text = call(why, "queue/a", "--snapshot", "state.yaml", state=STATE + QUEUES)
+    lines = text.splitlines()
+    assert lines[0] == "a: priority 100, below org"
+    assert lines[2].split() == ["GPUs", "8", "8", "8", "8", "12"]
+    assert "1 gang placed, 1 waiting" in text
+    assert "default/waits: pending\n    queue a is at its limit of 8 GPUs" in text
+
+    arguments = ("queue/org", "--snapshot", "state.yaml", "-o", "json")
+    _, text = call(why, *arguments, state=STATE + QUEUES)
+    report = json.loads(text)
+    assert report["children"] == ["a", "b"]
+    assert [gang["gang"] for gang in report["waiting"]] == ["default/waits"]
+    assert report["resources"][0]["inUse"] == 8
+    assert "takes no gangs" in report["problem"]
+
+
+def test_fit_counts_copies() -> None:
+    manifest = str(EXAMPLES / "too-big" / "too-big.yaml")
+    state = STATE + "pods: [{name: busy, gpus: 4, pods: 0, on: [n-1]}]"
+    arguments = ("-f", manifest, "--snapshot", "state.yaml", "--copies", "3")
+    code, text = call(fit, *arguments, state=state)
+
+    assert code == 1
+    assert text.startswith("1 of 3 copies fit\n  needs 3 pods with 4 nvidia.com/gpu each")
+
+
+def test_a_planner_asks_without_changing_what_it_asks_about() -> None:
+    state = objects(read(STATE))
+    wanted = objects(read("gangs: [{name: g, groups: [{name: p, pods: 2, gpus: 4}]}]"))
+    before = msgspec.to_builtins(state.nodes), msgspec.to_builtins(wanted.gangs)
+
+    assert room_for(state, wanted, 5, 0.0) == room_for(state, wanted, 5, 0.0)
+    room = room_for(state, wanted, 5, 0.0)
+    assert (room.fits, room.of) == (3, 5)
+    assert "needs 2 pods" in room.reason
+    assert room_for(state, wanted, 3, 0.0).reason == ""
+    assert (msgspec.to_builtins(state.nodes), msgspec.to_builtins(wanted.gangs)) == before
+
+
+@pytest.mark.parametrize("target", ["pod/none", "podgang/none", "queue/none", "thing/x", "pod"])
 def test_why_of_what_is_not_there_is_an_error(target: str) -> None:
     with pytest.raises(SpinneyError):
         call(why, target, "--snapshot", "state.yaml")

@@ -107,9 +107,9 @@ def test_a_set_that_is_too_large_stays_wholly_pending_and_says_why() -> None:
         condition = find_condition(gang.status.conditions, "Scheduled")
         assert condition is not None
         assert condition.message == (
-            "needs 5 pods with 8 nvidia.com/gpu each in one topology.kubernetes.io/rack "
+            "needs 5 pods with 8 nvidia.com/gpu each in one rack "
             "(40 nvidia.com/gpu); best domain r0 has 32 nvidia.com/gpu free, room for 4 of the 5; "
-            "would fit in one topology.kubernetes.io/zone instead"
+            "would fit in one zone instead"
         )
 
     play(scene, nodes=NODES)

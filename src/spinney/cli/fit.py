@@ -5,22 +5,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import click
-import msgspec
-import yaml
 
 from spinney.cli.manifest import read_manifests
 from spinney.cli.session import Session, namespace_option, pass_session
-from spinney.cli.snapshot import state_of
-from spinney.cli.why import print_spots
+from spinney.cli.snapshot import config_of, config_option, state_of
+from spinney.cli.why import print_document, reason_lines, spot_lines
 
 if TYPE_CHECKING:
-    from spinney.scheduler.what_if import FitReport, GangFit
+    from spinney.scheduler.what_if import FitReport, GangFit, Room
 
 
 @click.command()
 @click.option("-f", "--filename", "files", multiple=True, required=True, help="File, folder or -.")
 @namespace_option
 @click.option("--snapshot", "snapshot_file", help="Ask this file instead of the cluster.")
+@config_option
+@click.option(
+    "--copies", type=click.IntRange(1, 1000), help="Say how many copies would fit, of so many."
+)
 @click.option(
     "-o", "--output", type=click.Choice(["text", "json", "yaml"]), default="text", show_default=True
 )
@@ -30,9 +32,13 @@ def fit(
     files: tuple[str, ...],
     namespace: str,
     snapshot_file: str | None,
+    config_file: str | None,
+    copies: int | None,
     output: str,
 ) -> int:
-    """Say whether a manifest would be placed now. Nothing is created; exit code 1 means no.
+    """Say whether a manifest would be placed now, and where. Nothing is created.
+
+    The exit code is 0 when all of it fits, 1 when not, 2 when the manifest cannot be read.
 
     PodCliqueSets are taken apart by the controllers themselves; PodGangs, PodGroups and Pods are
     taken as they are.
@@ -40,33 +46,41 @@ def fit(
     \b
     Examples:
       spinney fit -f examples/too-big/too-big.yaml
+      spinney fit -f service.yaml --copies 10
       spinney fit -f service.yaml --snapshot now.yaml -o json
     """
     from spinney.cli.compiled import compiled
-    from spinney.scheduler.what_if import would_fit
+    from spinney.scheduler.what_if import room_for, would_fit
 
-    documents = read_manifests(files)
+    documents, config = read_manifests(files), config_of(config_file)
     state, now_s = state_of(session, snapshot_file)
     wanted = compiled([document.object for document in documents], state, namespace)
-    report = would_fit(state, wanted, now_s)
+    if copies is not None:
+        room = room_for(state, wanted, copies, now_s, config)
+        if output != "text":
+            print_document(room, output)
+        else:
+            _print_room(room)
+        return 0 if room.fits == room.of else 1
+    report = would_fit(state, wanted, now_s, config)
     if output == "text":
         _print(report)
     else:
-        document = msgspec.to_builtins(report)
-        click.echo(
-            yaml.safe_dump(document, sort_keys=False, allow_unicode=True).rstrip()
-            if output == "yaml"
-            else msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
-        )
+        print_document(report, output)
     return 0 if report.fits else 1
+
+
+def _print_room(room: Room) -> None:
+    click.echo(f"{room.fits} of {room.of} copies fit")
+    for line in reason_lines(room.reason):
+        click.echo(line)
 
 
 def _print(report: FitReport) -> None:
     for gang in report.gangs:
         click.echo(f"{gang.gang}: {_verdict(gang)}")
-        print_spots("on", gang.nodes)
-        if gang.reason:
-            click.echo(f"  {gang.reason}")
+        for line in (*spot_lines("on", gang.nodes, named=0), *reason_lines(gang.reason)):
+            click.echo(line)
         if gang.displacing:
             click.echo(f"  would be placed once these leave for it: {', '.join(gang.displacing)}")
 

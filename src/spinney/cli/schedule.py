@@ -40,13 +40,13 @@ def schedule(snapshot: str, cycles: int, config_file: str | None, output: str) -
       spinney schedule --snapshot examples/scheduling/racks.yaml
       spinney snapshot | spinney schedule --snapshot - --cycles 5 -o json
     """
-    from spinney.scheduler.config import SchedulerConfig
+    from spinney.cli.snapshot import config_of
     from spinney.scheduler.offline import OfflineCluster
     from spinney.scheduler.scenario import objects
-    from spinney.scheduler.snapshot_file import first_cycle_s, read, read_config
+    from spinney.scheduler.snapshot_file import first_cycle_s, read
 
     found = read(text_of(snapshot), snapshot)
-    config = read_config(text_of(config_file), config_file) if config_file else SchedulerConfig()
+    config = config_of(config_file)
     cluster = OfflineCluster(objects(found), config, first_cycle_s(found), found.period)
     print_as(output, cluster.run(cycles))
 
@@ -95,7 +95,3 @@ def _print_table(report: Report) -> None:
     ]
     for line in columns([header, *rows]):
         click.echo(line)
-
-
-def _score(value: float | None) -> str:
-    return "" if value is None else f"{value:g}"

@@ -11,6 +11,7 @@ from spinney.cli.session import Session, pass_session
 from spinney.errors import BadInputError
 
 if TYPE_CHECKING:
+    from spinney.scheduler.config import SchedulerConfig
     from spinney.scheduler.scenario import Objects
 
 
@@ -38,6 +39,20 @@ def snapshot(session: Session, filename: str) -> None:
         Path(filename).write_text(text)
     except OSError as error:
         raise BadInputError(f"{filename}: cannot be written: {error}") from error
+
+
+config_option = click.option(
+    "--config", "config_file", help="Scheduler configuration, YAML or JSON; the default's if not."
+)
+
+
+def config_of(config_file: str | None) -> SchedulerConfig:
+    """Return the configuration in *config_file*, or the default one."""
+    from spinney.cli.schedule import text_of
+    from spinney.scheduler.config import SchedulerConfig
+    from spinney.scheduler.snapshot_file import read_config
+
+    return read_config(text_of(config_file), config_file) if config_file else SchedulerConfig()
 
 
 def live_objects(session: Session) -> Objects:

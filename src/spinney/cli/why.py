@@ -2,99 +2,194 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 import yaml
 
 from spinney.api import names
-from spinney.cli.session import CommandError, Session, namespace_option, pass_session
-from spinney.cli.snapshot import state_of
+from spinney.cli.session import CommandError, Session, columns, namespace_option, pass_session
+from spinney.cli.snapshot import config_of, config_option, state_of
 from spinney.errors import BadInputError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from spinney.scheduler.config import SchedulerConfig
     from spinney.scheduler.scenario import Objects
-    from spinney.scheduler.what_if import Spot, Why
+    from spinney.scheduler.what_if import Spot, Why, WhyPod, WhyQueue
 
 _PODS = ("pod", "pods", "po")
-_GANGS = ("podgang", "podgangs", "pg", "gang", "podgroup", "podgroups")
+_GANGS = ("podgang", "podgangs", "pg", "gang", "gangs", "podgroup", "podgroups")
 _SETS = ("pcs", "podcliqueset", "podcliquesets")
+_QUEUES = ("queue", "queues", "q")
+_FORMS = "pod/NAME, podgang/NAME, podgroup/NAME, pcs/NAME or queue/NAME"
+
+NAMED_PODS = 4
+"""Pods of one node that are printed by name; more are counted by what their names begin with."""
 
 
 @click.command()
 @click.argument("target")
 @namespace_option
 @click.option("--snapshot", "snapshot_file", help="Ask this file instead of the cluster.")
+@config_option
 @click.option(
     "-o", "--output", type=click.Choice(["text", "json", "yaml"]), default="text", show_default=True
 )
 @pass_session
 def why(
-    session: Session, target: str, namespace: str, snapshot_file: str | None, output: str
+    session: Session,
+    target: str,
+    namespace: str,
+    snapshot_file: str | None,
+    config_file: str | None,
+    output: str,
 ) -> None:
     """Say why TARGET has no node, by a fresh try on the state of now, and what would help.
 
-    TARGET is pod/NAME, podgang/NAME or pcs/NAME.
+    TARGET is pod/NAME, podgang/NAME, podgroup/NAME, pcs/NAME or queue/NAME. The exit code is 0 when
+    there is an answer, 1 when there is no such thing, 2 when TARGET cannot be read.
 
     \b
     Examples:
       spinney why podgang/chat-0
       spinney why pcs/too-big
+      spinney why queue/team-a
     """
-    from spinney.scheduler.what_if import why as ask
-
     kind, _, name = target.partition("/")
-    if not name:
-        raise BadInputError(f"{target!r}: write pod/NAME, podgang/NAME or pcs/NAME")
+    known = (*_PODS, *_GANGS, *_SETS, *_QUEUES)
+    if not name or kind.lower() not in known:
+        raise BadInputError(f"{target!r}: write {_FORMS}")
+    config = config_of(config_file)
     state, now_s = state_of(session, snapshot_file)
-    answers = ask(state, _gangs(state, kind.lower(), name, namespace), now_s)
-    if not answers:
-        raise CommandError(f"there is no gang with pods to place for {target} in {namespace}")
+    answer, lines = _answer(state, kind.lower(), name, namespace, now_s, config)
     if output == "text":
-        for answer in answers:
-            _print(answer)
+        for line in lines:
+            click.echo(line)
     else:
-        document = msgspec.to_builtins(answers)
-        click.echo(
-            yaml.safe_dump(document, sort_keys=False, allow_unicode=True).rstrip()
-            if output == "yaml"
-            else msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
-        )
+        print_document(answer, output)
 
 
-def _gangs(state: Objects, kind: str, name: str, namespace: str) -> list[str]:
-    from spinney.scheduler.offline import gang_name
-    from spinney.scheduler.sources.pods import membership
+def _answer(
+    state: Objects, kind: str, name: str, namespace: str, now_s: float, config: SchedulerConfig
+) -> tuple[Any, Iterator[str]]:
+    """Return the answer, and its lines for people."""
+    from spinney.scheduler import what_if
 
     if kind in _PODS:
         pod = next((p for p in state.pods if p.key == f"{namespace}/{name}"), None)
         if pod is None:
             raise CommandError(f"there is no pod {name!r} in {namespace}")
-        return [gang_name(membership(pod).gang or pod.key)]
+        of_pod = what_if.why_pod(state, pod, now_s, config)
+        return of_pod, _pod_lines(of_pod)
+    if kind in _QUEUES:
+        of_queue = what_if.why_queue(state, name, now_s, config)
+        if of_queue is None:
+            there = ", ".join(sorted(queue.name for queue in state.queues)) or "none"
+            raise CommandError(f"there is no queue {name!r}; there are: {there}")
+        return of_queue, _queue_lines(of_queue)
+    found = what_if.why(state, _gangs(state, kind, name, namespace), now_s, config)
+    if not found:
+        raise CommandError(f"there is no gang with pods to place for {kind}/{name} in {namespace}")
+    return found, (line for gang in found for line in _gang_lines(gang))
+
+
+def _gangs(state: Objects, kind: str, name: str, namespace: str) -> list[str]:
     if kind in _GANGS:
         return [f"{namespace}/{name}"]
-    if kind in _SETS:
-        mine = [g for g in state.gangs if g.labels.get(names.PART_OF) == name]
-        return sorted(gang.key for gang in mine if gang.namespace == namespace)
-    raise BadInputError(f"{kind!r} is none of pod, podgang, pcs")
+    mine = [g for g in state.gangs if g.labels.get(names.PART_OF) == name]
+    return sorted(gang.key for gang in mine if gang.namespace == namespace)
 
 
-def _print(answer: Why) -> None:
-    click.echo(f"{answer.gang}: {answer.state}")
-    if answer.reason:
-        click.echo(f"  {answer.reason}")
+def _gang_lines(answer: Why) -> Iterator[str]:
+    yield f"{answer.gang}: {answer.state}"
+    yield from reason_lines(answer.reason)
     if answer.said:
-        click.echo(f"  the scheduler said: {answer.said}")
-    print_spots("on", answer.nodes)
-    print_spots("would go to", answer.would_go)
+        yield f"  the scheduler said: {answer.said}"
+    yield from spot_lines("on", answer.nodes)
+    yield from spot_lines("would go to", answer.would_go)
     if answer.displacing:
-        click.echo(f"  displacing {', '.join(answer.displacing)}")
+        yield f"  displacing {', '.join(answer.displacing)}"
     if answer.placement_score is not None:
-        click.echo(f"  placement score {answer.placement_score:g}")
+        yield f"  placement score {answer.placement_score:g}"
 
 
-def print_spots(words: str, found: list[Spot]) -> None:
-    """Print each node with its pods."""
+def _pod_lines(answer: WhyPod) -> Iterator[str]:
+    where = f" on {answer.node}" if answer.node else ""
+    words = {"bound": "would be bound next,", "pipelined": "room is kept", "other": "not placed"}
+    yield f"{answer.pod}: {words.get(answer.state, answer.state)}{where}"
+    gang = answer.gang
+    if gang is None or answer.reason != gang.reason:
+        yield from reason_lines(answer.reason)
+    if gang is not None and gang.gang != answer.pod:
+        yield f"as part of {gang.gang}: {gang.state}"
+        yield from reason_lines(gang.reason)
+    elif gang is not None:
+        yield from reason_lines(gang.reason if gang.reason == answer.reason else "")
+
+
+def _queue_lines(answer: WhyQueue) -> Iterator[str]:
+    below = f", below {answer.parent}" if answer.parent else ""
+    yield f"{answer.queue}: priority {answer.priority}{below}"
+    if answer.children:
+        yield f"  queues below it: {', '.join(answer.children)}"
+    elif answer.problem:
+        yield f"  {answer.problem}"
+    header = ["  ", "QUOTA", "LIMIT", "FAIR SHARE", "IN USE", "WANTED"]
+    rows = [
+        [
+            f"  {line.resource}",
+            _amount(line.resource, line.quota),
+            _amount(line.resource, line.limit),
+            _amount(line.resource, line.fair_share),
+            _amount(line.resource, line.in_use),
+            _amount(line.resource, line.wanted),
+        ]
+        for line in answer.resources
+    ]
+    yield from columns([header, *rows])
+    noun = "gang" if answer.placed == 1 else "gangs"
+    yield f"  {answer.placed} {noun} placed, {len(answer.waiting)} waiting"
+    for gang in answer.waiting:
+        yield f"  {gang.gang}: {gang.state}"
+        for line in reason_lines(gang.reason):
+            yield f"  {line}"
+
+
+def _amount(resource: str, amount: float) -> str:
+    if amount < 0:
+        return "any"
+    return f"{amount / 2**30:.4g}Gi" if resource == "memory" else f"{amount:g}"
+
+
+def reason_lines(reason: str) -> Iterator[str]:
+    """Yield a reason part by part."""
+    for part in reason.split("; ") if reason else ():
+        yield f"  {part}"
+
+
+def spot_lines(words: str, found: list[Spot], *, named: int = NAMED_PODS) -> Iterator[str]:
+    """Yield each node with its pods: by name, or counted where there are more than *named*."""
     for spot in found:
-        click.echo(f"  {words} {spot.node}: {', '.join(spot.pods)}")
+        pods = spot.pods if len(spot.pods) <= named else _counted(spot.pods)
+        yield f"  {words} {spot.node}: {', '.join(pods)}"
+
+
+def _counted(pods: list[str]) -> list[str]:
+    stems: dict[str, int] = {}
+    for pod in pods:
+        stem = pod.rpartition("-")[0] or pod
+        stems[stem] = stems.get(stem, 0) + 1
+    return [f"{count} {stem}" for stem, count in stems.items()]
+
+
+def print_document(answer: Any, output: str) -> None:
+    """Print *answer* as JSON or YAML."""
+    document = msgspec.to_builtins(answer)
+    click.echo(
+        yaml.safe_dump(document, sort_keys=False, allow_unicode=True).rstrip()
+        if output == "yaml"
+        else msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
+    )

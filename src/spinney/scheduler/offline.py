@@ -17,6 +17,7 @@ from spinney.clock import rfc3339
 from spinney.scheduler.cache import Cache
 from spinney.scheduler.config import SchedulerConfig
 from spinney.scheduler.cycle import CycleResult, run_cycle
+from spinney.scheduler.nominations import recovered
 from spinney.scheduler.session import Session
 from spinney.scheduler.shapes import GPU_GROUP
 from spinney.scheduler.topology.placement_score import placement_score
@@ -133,8 +134,13 @@ class OfflineCluster:
         for number in range(1, cycles + 1):
             if number > 1:
                 self.settle()
-            memory = self._last.memory if self._last else None
-            self._last = run_cycle(self.cache.snapshot(self.now_s), self.config, memory=memory)
+            snapshot = self.cache.snapshot(self.now_s)
+            memory = (
+                self._last.memory
+                if self._last
+                else recovered(snapshot, self.cache.nominated, self.config)
+            )
+            self._last = run_cycle(snapshot, self.config, memory=memory)
             lines.append(_cycle_line(number, self._last))
         pods = [self._pod_state(key) for key in sorted(self._pods)]
         for binding in self._last.bindings if self._last else ():

@@ -1,19 +1,25 @@
 """Questions about placing, answered by the production cycle on a copy of the state.
 
-`would_fit` asks whether gangs that do not exist yet would be placed now, and where. `why` asks how
-a gang stands and, if it waits, for the smallest reason. Neither changes what it is given.
+`would_fit` asks whether gangs that do not exist yet would be placed now, and where; `room_for` how
+many copies of them. `why`, `why_pod` and `why_queue` ask how something stands and, if it waits, for
+the smallest reason. None changes what it is given: a planner may ask as often as it likes, with
+the state of `spinney.scheduler.live.read_cluster` or of a snapshot file.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
 from spinney.api import names
+from spinney.api.meta import KubeObject
+from spinney.api.podgroup import POD_GROUP_NAME
 from spinney.scheduler.config import SchedulerConfig
 from spinney.scheduler.offline import OfflineCluster, Report, gang_name
+from spinney.scheduler.queues.ledger import Ledger
+from spinney.scheduler.queues.model import NOTHING, RESOURCES, UNLIMITED
 from spinney.scheduler.sources.pods import membership
 
 if TYPE_CHECKING:
@@ -22,6 +28,8 @@ if TYPE_CHECKING:
     from spinney.api.core import Pod
     from spinney.scheduler.offline import Evicted, GangState
     from spinney.scheduler.scenario import Objects
+
+K = TypeVar("K", bound=KubeObject)
 
 MAX_CYCLES = 8
 """Cycles that a what-if runs: gangs that wait for a base gang are placed a cycle later."""
@@ -72,7 +80,7 @@ def would_fit(
     merged = _merged(state, wanted)
     report = _run(merged, now_s, free)
     keys = {pod.key for pod in wanted.pods}
-    gangs_wanted = sorted({gang_name(membership(pod).gang or pod.key) for pod in wanted.pods})
+    gangs_wanted = _gang_names(wanted)
     leaving: dict[str, list[str]] = {}
     if not all(_found(report, name).state == "placed" for name in gangs_wanted):
         for eviction in _displaced(merged, now_s, config):
@@ -148,6 +156,98 @@ def spots(placed: Iterable[tuple[str, str]]) -> list[Spot]:
     return [Spot(node, pods) for node, pods in by_node.items()]
 
 
+# How many more
+
+
+class Room(msgspec.Struct, rename="camel"):
+    """How many copies of some gangs would be placed."""
+
+    fits: int
+    of: int
+    """How many were asked for."""
+    reason: str
+    """Why not one more; empty when all fit."""
+
+
+def room_for(
+    state: Objects, wanted: Objects, most: int, now_s: float, config: SchedulerConfig | None = None
+) -> Room:
+    """Return how many copies of *wanted*, at most *most*, would be placed on *state* together.
+
+    A copy counts when all of its gangs have their minimum. Only what is free now is used.
+    """
+    copies = [_copy(wanted, number) for number in range(most)]
+    every = replace(
+        wanted,
+        gangs=[gang for found in copies for gang in found.gangs],
+        groups=[group for found in copies for group in found.groups],
+        pods=[pod for found in copies for pod in found.pods],
+    )
+    config = replace(config or SchedulerConfig(), actions=("allocate",))
+    report = _run(_merged(state, every), now_s, config)
+    states = {found.gang: found for found in report.gangs}
+    fits, reason = 0, ""
+    for found in copies:
+        mine = [states[gang] for gang in _gang_names(found)]
+        missing = next((gang for gang in mine if gang.state != "placed"), None)
+        fits += missing is None
+        reason = reason or (missing.reason if missing is not None else "")
+    return Room(fits, most, reason)
+
+
+def _gang_names(wanted: Objects) -> list[str]:
+    return sorted({gang_name(membership(pod).gang or pod.key) for pod in wanted.pods})
+
+
+def _copy(wanted: Objects, number: int) -> Objects:
+    """Return *wanted* under names of its own."""
+    if number == 0:
+        return wanted
+    end = f"-copy{number}"
+    gangs = []
+    for gang in wanted.gangs:
+        groups = [
+            msgspec.structs.replace(
+                group,
+                pod_references=[
+                    msgspec.structs.replace(ref, name=ref.name + end)
+                    for ref in group.pod_references
+                ],
+            )
+            for group in gang.spec.pod_groups
+        ]
+        spec = msgspec.structs.replace(gang.spec, pod_groups=groups)
+        gangs.append(msgspec.structs.replace(_named(gang, end), spec=spec))
+    return replace(
+        wanted,
+        gangs=gangs,
+        groups=[_named(group, end) for group in wanted.groups],
+        pods=[_named(pod, end) for pod in wanted.pods],
+    )
+
+
+def _named(obj: K, end: str) -> K:
+    labels = {
+        key: value + end if key in (names.POD_GANG, names.BASE_POD_GANG) else value
+        for key, value in obj.labels.items()
+    }
+    annotations = {
+        key: value + end if key == POD_GROUP_NAME else value
+        for key, value in obj.metadata.annotations.items()
+    }
+    metadata = msgspec.structs.replace(
+        obj.metadata,
+        name=obj.name + end,
+        uid=obj.metadata.uid + end,
+        labels=labels,
+        annotations=annotations,
+    )
+    return msgspec.structs.replace(obj, metadata=metadata)
+
+
+# How things stand
+
+
 class Why(msgspec.Struct, rename="camel"):
     """How one gang stands."""
 
@@ -165,6 +265,54 @@ class Why(msgspec.Struct, rename="camel"):
     displacing: list[str]
 
 
+class WhyPod(msgspec.Struct, rename="camel"):
+    """How one pod stands."""
+
+    pod: str
+    state: str
+    """``running``, ``leaving``, ``pending``, ``gated``, ``bound`` or ``pipelined`` by the next
+    cycle, ``succeeded``, ``failed``, or ``other``: it is not for this scheduler to place."""
+    node: str
+    reason: str
+    gang: Why | None
+    """Its gang; none for pods that this scheduler does not place."""
+
+
+class QueueResourceLine(msgspec.Struct, rename="camel"):
+    """One resource of a queue, in GPUs, cores or bytes; quota and limit are -1 for no bound."""
+
+    resource: str
+    quota: float
+    limit: float
+    fair_share: float
+    in_use: float
+    wanted: float
+    """What its gangs use and want together."""
+
+
+class WaitingGang(msgspec.Struct, rename="camel"):
+    """A gang of a queue that is not placed."""
+
+    gang: str
+    state: str
+    reason: str
+
+
+class WhyQueue(msgspec.Struct, rename="camel"):
+    """How one queue stands."""
+
+    queue: str
+    parent: str
+    children: list[str]
+    priority: int
+    problem: str
+    """Why it takes no gangs; empty when it does."""
+    resources: list[QueueResourceLine]
+    placed: int
+    """Gangs of it, and of those below it, that have their minimum."""
+    waiting: list[WaitingGang]
+
+
 def why(
     state: Objects, gangs: Iterable[str], now_s: float, config: SchedulerConfig | None = None
 ) -> list[Why]:
@@ -172,6 +320,84 @@ def why(
     report = OfflineCluster(state, config or SchedulerConfig(), now_s).run(1)
     known = {found.gang: found for found in report.gangs}
     return [_why(state, report, known[name]) for name in gangs if name in known]
+
+
+def why_pod(
+    state: Objects, pod: Pod, now_s: float, config: SchedulerConfig | None = None
+) -> WhyPod:
+    """Return how *pod* of *state* stands, by a fresh try."""
+    config = config or SchedulerConfig()
+    report = OfflineCluster(state, config, now_s).run(1)
+    found = next(line for line in report.pods if line.pod == pod.key)
+    known = {gang.gang: gang for gang in report.gangs}
+    gang = _why(state, report, known[found.gang]) if found.gang in known else None
+    reason = _not_ours(pod, config) or (gang.reason if gang and not found.node else "")
+    return WhyPod(pod.key, found.state, found.node, reason, gang)
+
+
+def _not_ours(pod: Pod, config: SchedulerConfig) -> str:
+    """Return why this scheduler leaves a pod without a node alone."""
+    if pod.spec.node_name or pod.status.phase in ("Succeeded", "Failed"):
+        return ""
+    if pod.spec.scheduler_name not in config.scheduler_names:
+        mine = " or ".join(config.scheduler_names)
+        return f"it is for {pod.spec.scheduler_name} to place: spec.schedulerName is not {mine}"
+    if pod.deleting:
+        return "it is being deleted"
+    if pod.spec.scheduling_gates:
+        gates = ", ".join(gate.name for gate in pod.spec.scheduling_gates)
+        return f"it has the scheduling gate {gates}"
+    return ""
+
+
+def why_queue(
+    state: Objects, queue: str, now_s: float, config: SchedulerConfig | None = None
+) -> WhyQueue | None:
+    """Return how *queue* stands on *state*; None when there is no such queue.
+
+    The figures are those of now; who waits is found by a fresh try.
+    """
+    config = config or SchedulerConfig()
+    cluster = OfflineCluster(state, config, now_s)
+    snapshot = cluster.cache.snapshot(now_s)
+    tree = snapshot.queues
+    if queue not in tree.queues or not tree.shared:
+        return None
+    info, ledger = tree.queues[queue], Ledger(snapshot)
+    gangs = {
+        gang_name(gang.key)
+        for gang in (*snapshot.gangs, *snapshot.standing)
+        if queue in tree.path(gang.queue) or gang.queue == queue
+    }
+    states = [found for found in cluster.run(1).gangs if found.gang in gangs]
+    share = ledger.shares.get(queue, NOTHING)
+    rows = zip(
+        RESOURCES,
+        info.quota,
+        info.limit,
+        share,
+        ledger.allocated[queue],
+        ledger.requested[queue],
+        strict=True,
+    )
+    return WhyQueue(
+        queue,
+        info.parent,
+        list(tree.children.get(queue, ())),
+        info.priority,
+        tree.problem(queue),
+        [QueueResourceLine(name, *map(_units, values)) for name, *values in rows],
+        sum(found.state == "placed" for found in states),
+        [
+            WaitingGang(found.gang, found.state, found.reason)
+            for found in states
+            if found.state != "placed"
+        ],
+    )
+
+
+def _units(milli: int) -> float:
+    return -1.0 if milli == UNLIMITED else milli / 1000
 
 
 def _why(state: Objects, report: Report, found: GangState) -> Why:

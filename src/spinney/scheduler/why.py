@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from spinney.scheduler.search import Outcome
     from spinney.scheduler.session import PodClass, Session
+    from spinney.scheduler.snapshot import Layout
 
 TRIAL_STEPS = 200
 """The bound of each search that tries a relaxation."""
@@ -113,7 +114,7 @@ def _needs(session: Session, part: _Part) -> str:
         text = f"{part.demand.name} {text}"
     narrow = _narrowest(part)
     if narrow is not None:
-        text += f" in one {narrow.required}"
+        text += f" in one {level_word(session.layout, narrow.required)}"
         if narrow not in (part.demand, part.chain[0]):
             text += f" of {narrow.name}"
     total = part.demand.need()
@@ -147,6 +148,13 @@ def _pods(session: Session, cls: PodClass, count: int) -> str:
 def _amount(session: Session, column: int, milli: int) -> str:
     name = session.layout.resources[column]
     return f"{quantity_text(name, milli)} {name}"
+
+
+def level_word(layout: Layout, key: str) -> str:
+    """Return a node label key as people say it: its last part, where that means no other level."""
+    word = key.rpartition("/")[2]
+    keys = {level for levels in layout.topologies.values() for level in levels} | {key}
+    return word if sum(other.rpartition("/")[2] == word for other in keys) == 1 else key
 
 
 def quantity_text(resource: str, milli: int) -> str:
@@ -217,9 +225,10 @@ def _relaxations(
             if level in outer:
                 break
             broader = _changed(demand, group.signature, level)
-            yield f"in one {level} instead", _would_fit(session, broader, topology)
+            word = level_word(session.layout, level)
+            yield f"in one {word} instead", _would_fit(session, broader, topology)
         dropped = _changed(demand, group.signature, "")
-        words = f"without the {group.required} constraint"
+        words = f"without the {level_word(session.layout, group.required)} constraint"
         words += f" of {group.name}" if group is not part.chain[0] else ""
         yield words, _would_fit(session, dropped, topology)
     if demand.constrained:
