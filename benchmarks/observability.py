@@ -57,7 +57,8 @@ def spans(tracer: Tracer) -> None:
         now_s = asyncio.get_running_loop().time()
         trace.read(INBOUND)
         trace.queued(now_s)
-        trace.picked(CHOICE, 1, now_s)
+        with trace.picking() as pick:
+            trace.picked(pick, CHOICE, 1)
         with trace.asking("prefill", PREFILL) as asked:
             asked.carry(dict(HEADERS))
         with trace.asking("decode", DECODE) as asked:

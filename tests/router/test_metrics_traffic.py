@@ -14,6 +14,7 @@ from spinney.router.load import Ledger
 from spinney.router.metrics import MAX_MODELS, MAX_TENANTS, RouterMetrics
 from spinney.router.openai import HandoverReport
 
+PATIENT = {"prefill_deadline_s": 10, "first_byte_deadline_s": 10, "response_deadline_s": 10}
 PROMPT = "A spinney is a small wood, and a wood has many trees. " * 6
 
 
@@ -21,7 +22,7 @@ def test_a_known_traffic_is_counted_exactly():
     """Three streams and two whole answers are handed over, one is refused, two are wrong."""
 
     async def main():
-        async with fleet("p d") as world:
+        async with fleet("p d", **PATIENT) as world:
             for worker in world.prefill:
                 worker.cached_part = 0.5
             for number in range(3):

@@ -59,7 +59,8 @@ def test_a_disaggregated_request_is_one_trace_with_each_stage_below_who_asked_fo
         assert span.start_ns <= span.end_ns
         assert not span.failed
         if span is not root:
-            assert root.start_ns <= span.start_ns <= span.end_ns <= root.end_ns + 50_000_000
+            # A loop's clock has milliseconds, which is what some beginnings are told by.
+            assert root.start_ns - 5_000_000 <= span.start_ns <= root.end_ns
     assert [line["trace"] for line in lines] == [TRACE]
 
 

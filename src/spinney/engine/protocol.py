@@ -145,6 +145,7 @@ class ChatRequest(GenerationRequest, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
     add_generation_prompt: bool = True
     chat_template_kwargs: dict[str, Any] | None = None
 
@@ -228,6 +229,8 @@ def check_chat(request: ChatRequest) -> None:
         raise ApiError(400, "messages is empty; give at least one", param="messages")
     if request.top_logprobs is not None and not request.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
+    forced = request.tool_choice not in (None, "none", "auto")
+    _refuse(forced, "tool_choice", "a call of a tool cannot be forced")
     check_generation(request)
 
 

@@ -223,26 +223,25 @@ class EngineApp:
     async def _completions(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = protocol.decode(await _body(receive), protocol.CompletionRequest)
         self._check_model(request.model)
-        protocol.check_completion(request)
         prompts = [
             await self._encode_text(prompt, request.add_special_tokens)
             if isinstance(prompt, str)
             else prompt
             for prompt in protocol.completion_prompts(request)
         ]
-        if len(prompts) * (request.n or 1) > protocol.MAX_CHOICES:
-            raise ApiError(400, f"more than {protocol.MAX_CHOICES} choices", param="prompt")
-        shape = self._shape(CompletionShape, request)
-        default = protocol.DEFAULT_COMPLETION_TOKENS
-        call = self._call(
-            "cmpl", scope, request, prompts, shape, (request.max_tokens, default), request.logprobs
-        )
-        await self._generate(call, scope, receive, send)
+        async with self._handed_over(request, prompts):
+            protocol.check_completion(request)
+            if len(prompts) * (request.n or 1) > protocol.MAX_CHOICES:
+                raise ApiError(400, f"more than {protocol.MAX_CHOICES} choices", param="prompt")
+            shape = self._shape(CompletionShape, request)
+            tokens = (request.max_tokens, protocol.DEFAULT_COMPLETION_TOKENS)
+            call = self._call("cmpl", scope, request, prompts, shape, tokens, request.logprobs)
+            streams = self._service.submit(call.requests)
+        await self._generate(call, streams, scope, receive, send)
 
     async def _chat(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = protocol.decode(await _body(receive), protocol.ChatRequest)
         self._check_model(request.model)
-        protocol.check_chat(request)
         text = self._tokenizer.render_chat(
             protocol.chat_messages(request.messages),
             add_generation_prompt=request.add_generation_prompt,
@@ -250,11 +249,28 @@ class EngineApp:
             extra=request.chat_template_kwargs,
         )
         prompt = await self._encode_text(text, False)
-        shape = self._shape(ChatShape, request)
-        wanted = request.max_completion_tokens or request.max_tokens
-        logprobs = (request.top_logprobs or 0) if request.logprobs else None
-        call = self._call("chatcmpl", scope, request, [prompt], shape, (wanted, None), logprobs)
-        await self._generate(call, scope, receive, send)
+        async with self._handed_over(request, [prompt]):
+            protocol.check_chat(request)
+            shape = self._shape(ChatShape, request)
+            wanted = request.max_completion_tokens or request.max_tokens
+            logprobs = (request.top_logprobs or 0) if request.logprobs else None
+            call = self._call("chatcmpl", scope, request, [prompt], shape, (wanted, None), logprobs)
+            streams = self._service.submit(call.requests)
+        await self._generate(call, streams, scope, receive, send)
+
+    @contextlib.asynccontextmanager
+    async def _handed_over(
+        self, request: GenerationRequest, prompts: list[list[int]]
+    ) -> AsyncGenerator[None, None]:
+        """Where what is inside refuses *request*, tell its prefill worker to keep no blocks."""
+        try:
+            yield
+        except (ApiError, QueueFullError, DrainingError):
+            params = request.kv_transfer_params
+            if params is not None and params.do_remote_prefill and len(prompts) == 1:
+                with contextlib.suppress(ApiError):
+                    await self._service.decline(protocol.remote_prefill(params), prompts[0])
+            raise
 
     def _shape(self, kind: type[Shape], request: GenerationRequest) -> Shape:
         return kind(
@@ -344,8 +360,9 @@ class EngineApp:
             return None, True
         return protocol.remote_prefill(params), False
 
-    async def _generate(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
-        streams = self._service.submit(call.requests)
+    async def _generate(
+        self, call: Call, streams: list[Stream], scope: Scope, receive: Receive, send: Send
+    ) -> None:
         path, headers = scope["path"], scope["headers"]
         with self._traces.call(path, headers, call.model, call.requests, streams):
             await self._answered(call, streams, receive, send)

@@ -8,6 +8,7 @@ happens; a failure of the executor ends the service, visibly; nothing is left af
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 DRAIN_POLL_S = 0.02
 """How often a draining engine looks whether it is done."""
+DECLINE_S = 0.5
+"""What a refusal waits for the prefill worker to hear that its blocks are not wanted."""
 LEASE_POLL_S = 0.25
 """An expired lease frees its blocks at most this much later."""
 
@@ -139,6 +142,17 @@ class EngineService:
         """Give up a lease that nobody will claim."""
         self._core.release_lease(handle)
         self._wake.set()
+
+    async def decline(self, remote: RemotePrefill, prompt: Items[int]) -> None:
+        """End the lease of a hand-over whose request is refused here.
+
+        Best effort: a worker that does not answer within `DECLINE_S` keeps it until its deadline.
+        """
+        request = PullRequest(remote.handle, self._layout, prompt_digest(prompt), Span(0, 0))
+        with contextlib.suppress(HandoverError, TimeoutError):
+            async with asyncio.timeout(DECLINE_S):
+                async with self._connector.pull(remote.host, remote.port, request):
+                    log.info("kv declined", handle=remote.handle)
 
     async def run(self) -> None:
         """Step until cancelled. Raises what the executor raises, after all readers know."""

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from spinney.errors import BadInputError
 from spinney.log import get_logger
 from spinney.metrics import CONTENT_TYPE, exposition
 from spinney.router import openai
@@ -52,6 +51,9 @@ TARGET = "x-spinney-ttft-ms"
 MOST_URGENT = 9
 GOODBYE_S = 1.0
 """For telling clients that their requests are broken off."""
+_READ = frozenset({"/health", "/metrics", "/v1/models", "/debug/requests", "/debug/workers"})
+_MODEL = "/v1/models/"
+_STORY = "/debug/requests/"
 _SERVED = (openai.COMPLETIONS, openai.CHAT_COMPLETIONS, openai.EMBEDDINGS, openai.RESPONSES)
 
 
@@ -97,15 +99,20 @@ class RouterApp:
             return
         reply = Reply(send)
         path, method = scope["path"], scope["method"]
-        if path in _SERVED:
-            if method == "POST":
-                await self._completion(path, scope["headers"], receive, reply)
-            else:
-                await _error(reply, 405, f"{path} takes POST, not {method}", headers=_ALLOW_POST)
-        elif method in ("GET", "HEAD"):
+        if path in _SERVED and method == "POST":
+            await self._completion(path, scope["headers"], receive, reply)
+            return
+        request_id, _ = self._read_headers(scope["headers"])
+        reply.told = request_id_headers(request_id)
+        if path in _SERVED or (_readable(path) and method not in ("GET", "HEAD")):
+            allowed = "POST" if path in _SERVED else "GET, HEAD"
+            headers: Headers = [(b"allow", allowed.encode())]
+            await _error(reply, 405, f"{path} takes {allowed}, not {method}", headers)
+        elif _readable(path):
             await self._get(path, reply)
         else:
-            await _error(reply, 404, f"there is no {method} {path}")
+            served = ", ".join(_SERVED)
+            await _error(reply, 404, f"there is no {method} {path}; there are {served}")
 
     # What can be read
 
@@ -123,12 +130,10 @@ class RouterApp:
                 await reply.whole(200, _JSON, msgspec.json.encode(self._stories.recent()))
             case "/debug/workers":
                 await reply.whole(200, _JSON, self._debug_workers())
-            case _ if path.startswith("/v1/models/"):
-                await self._model(path.removeprefix("/v1/models/"), reply)
-            case _ if path.startswith("/debug/requests/"):
-                await self._story(path.removeprefix("/debug/requests/"), reply)
+            case _ if path.startswith(_MODEL):
+                await self._model(path.removeprefix(_MODEL), reply)
             case _:
-                await _error(reply, 404, f"there is no GET {path}")
+                await self._story(path.removeprefix(_STORY), reply)
 
     async def _health(self, reply: Reply) -> None:
         models = self._table.available_models()
@@ -138,7 +143,7 @@ class RouterApp:
 
     async def _model(self, name: str, reply: Reply) -> None:
         if name not in self._table.models():
-            await self._unknown_model(reply, name, [])
+            await self._unknown_model(reply, name)
             return
         await reply.whole(
             200, _JSON, msgspec.json.encode(openai.model_entry(name, self._created_s))
@@ -176,7 +181,9 @@ class RouterApp:
             came_s = asyncio.get_running_loop().time()
             trace = RequestTrace(span)
             story.trace_id = span.trace_id or trace_id_of(forwarded)
-            run = await self._read(story, forwarded, receive, reply)
+            reply.told = request_id_headers(request_id)
+            size = _content_length(headers)
+            run = await self._read(story, forwarded, size, receive, reply)
             if isinstance(run, Run):
                 run.came_s, run.trace = came_s, trace
                 trace.read(run.inbound)
@@ -186,13 +193,15 @@ class RouterApp:
             trace.over(story, reply.status)
 
     async def _read(
-        self, story: Story, forwarded: dict[str, str], receive: Receive, reply: Reply
+        self, story: Story, forwarded: dict[str, str], size: int, receive: Receive, reply: Reply
     ) -> Run | Outcome:
         """Return the request that is to be served, or what became of it."""
         if self.draining:
-            await _error(reply, 503, "the router is shutting down; try again", _retry(story.id))
+            await _error(reply, 503, "the router is shutting down; try again", _RETRY)
             return Outcome.DRAINING
         try:
+            if size > self._limits.max_request_bytes:
+                raise BodyTooLargeError
             body = await self._read_body(receive)
             if body is None:
                 return Outcome.DISCONNECTED
@@ -201,10 +210,10 @@ class RouterApp:
         except BodyTooLargeError:
             most = self._limits.max_request_bytes
             message = f"the request body has more than {most} bytes"
-            await _error(reply, 413, message, request_id_headers(story.id))
+            await _error(reply, 413, message, [(b"connection", b"close")])
             return Outcome.BAD_REQUEST
-        except BadInputError as error:
-            await _error(reply, 400, str(error), request_id_headers(story.id))
+        except openai.BadRequestError as error:
+            await _error(reply, 400, str(error), param=error.param, code=error.code)
             return Outcome.BAD_REQUEST
         story.tenant = claim.tenant
         return Run(story.id, inbound, forwarded, reply, story, 0.0, claim)
@@ -246,7 +255,7 @@ class RouterApp:
         story.stream = inbound.stream
         self._stories.begin(story)
         if not known and self._table.complete():
-            await self._unknown_model(run.reply, inbound.model, request_id_headers(run.id))
+            await self._unknown_model(run.reply, inbound.model)
             return Outcome.UNKNOWN_MODEL
         try:
             return await self._serving.serve(run)
@@ -259,10 +268,10 @@ class RouterApp:
             event = openai.error_event(message, "server_error", code="shutting_down")
             await run.reply.end(event)
             return Outcome.BROKEN_OFF
-        await _error(run.reply, 503, message, _retry(run.id))
+        await _error(run.reply, 503, message, _RETRY)
         return Outcome.DRAINING
 
-    async def _unknown_model(self, reply: Reply, name: str, headers: Headers) -> None:
+    async def _unknown_model(self, reply: Reply, name: str) -> None:
         known = ", ".join(self._table.models())
         body = openai.error_body(
             f"the model {name!r} does not exist; there is {known or 'none'}",
@@ -270,7 +279,7 @@ class RouterApp:
             code="model_not_found",
             param="model",
         )
-        await reply.whole(404, [*_JSON, *headers], body)
+        await reply.whole(404, _JSON, body)
 
     def _read_headers(self, headers: Headers) -> tuple[str, dict[str, str]]:
         """Return the request's id and the headers that go on to workers."""
@@ -374,7 +383,7 @@ def log_fields(story: Story) -> dict[str, object]:
 
 
 def read_claim(headers: Mapping[str, str], ttft_ms: float | None) -> Claim:
-    """Return how a request stands among others, by its headers; raise BadInputError.
+    """Return how a request stands among others, by its headers; raise BadRequestError.
 
     The tenant is the one it names, else its API key; *ttft_ms* is for those that name no target.
     """
@@ -391,7 +400,7 @@ def read_claim(headers: Mapping[str, str], ttft_ms: float | None) -> Claim:
         if abs(urgency) > MOST_URGENT:
             raise ValueError
     except ValueError:
-        raise BadInputError(
+        raise openai.BadRequestError(
             f"headers {TARGET}: {target!r}, {PRIORITY}: {priority!r}; wanted are milliseconds "
             f"above 0, and a whole number from -{MOST_URGENT} to {MOST_URGENT}"
         ) from None
@@ -403,14 +412,30 @@ def _digest(key: str) -> str:
     return blake2b(key.encode(), digest_size=8).hexdigest() if key else ""
 
 
-_ALLOW_POST: Headers = [(b"allow", b"POST")]
+_RETRY: Headers = [(b"retry-after", str(RETRY_AFTER_S).encode()), (b"connection", b"close")]
 
 
-def _retry(request_id: str) -> Headers:
-    wait = str(RETRY_AFTER_S).encode()
-    return [(b"retry-after", wait), (b"connection", b"close"), *request_id_headers(request_id)]
+def _readable(path: str) -> bool:
+    return path in _READ or path.startswith((_MODEL, _STORY))
 
 
-async def _error(reply: Reply, status: int, message: str, headers: Headers | None = None) -> None:
+def _content_length(headers: Headers) -> int:
+    """Return how long the body says it is, 0 where it does not say."""
+    for name, value in headers:
+        if name == b"content-length" and value.isdigit():
+            return int(value)
+    return 0
+
+
+async def _error(
+    reply: Reply,
+    status: int,
+    message: str,
+    headers: Headers | None = None,
+    *,
+    param: str | None = None,
+    code: str | None = None,
+) -> None:
     kind = "server_error" if status >= 500 else "invalid_request_error"
-    await reply.whole(status, [*_JSON, *(headers or [])], openai.error_body(message, kind))
+    body = openai.error_body(message, kind, code=code, param=param)
+    await reply.whole(status, [*_JSON, *(headers or [])], body)

@@ -108,18 +108,34 @@ class Inbound:
         return _RESPONSE_ENDS if self.path == RESPONSES else (DONE,)
 
 
+class BadRequestError(BadInputError):
+    """A request cannot be read. *param* is the field that is wrong, *code* a word for programs."""
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+_AT = re.compile(r"at `\$\.([^`]*)`")
+
+
 def read_request(path: str, body: bytes) -> Inbound:
-    """Return what routing needs of *body*; raise BadInputError saying what is wrong where."""
+    """Return what routing needs of *body*; raise BadRequestError saying what is wrong where."""
     try:
         fields = _fields.decode(body.decode())  # The whole body: skipped values may not be text.
     except msgspec.ValidationError as error:
-        raise BadInputError(f"the request body has a field of the wrong type: {error}") from None
+        at = _AT.search(str(error))
+        message = f"the request body has a field of the wrong type: {error}"
+        raise BadRequestError(message, param=at.group(1) if at else None) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadInputError(f"the request body is not JSON: {error}") from None
+        message = f"the request body is not JSON: {error}"
+        raise BadRequestError(message, code="invalid_json") from None
     wanted = PROMPT_FIELD[path]
     prompt = bytes(getattr(fields, wanted))
     if not prompt or prompt == NULL:
-        raise BadInputError(f"the request body has no field {wanted!r}; {path} needs it")
+        message = f"the request body has no field {wanted!r}; {path} needs it"
+        raise BadRequestError(message, param=wanted)
     tokens, single = _measure(prompt) if wanted == "prompt" else (_estimate(prompt), True)
     single &= wanted != "input"
     splittable = single and _one_sequence(fields)

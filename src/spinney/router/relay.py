@@ -39,13 +39,15 @@ class ClientStalledError(SpinneyError):
 class Reply:
     """The answer to one client."""
 
-    __slots__ = ("_send", "finished", "started", "status")
+    __slots__ = ("_send", "finished", "started", "status", "told")
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self.started = False
         """Whether the client has been told a status, so that there is no other way any more."""
         self.finished = False
+        self.told: Headers = []
+        """Headers that every answer has."""
         self.status = 0
         """What the client was told."""
 
@@ -53,7 +55,8 @@ class Reply:
         """Send the status line and headers of a stream."""
         self.started = True
         self.status = status
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        start = {"type": "http.response.start", "status": status}
+        await self._send(start | {"headers": headers + self.told})
 
     async def more(self, chunk: bytes) -> None:
         """Send a part of the body; waits while the client does not read."""

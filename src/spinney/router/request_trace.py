@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from spinney.router import openai
+from spinney.router.picker import Nobody
 from spinney.router.upstream import WorkerFailure
 from spinney.tracing import NO_SPAN, Kind, Span
 
@@ -64,11 +65,17 @@ class RequestTrace:
         if self.span is not NO_SPAN:
             self.span.child("queue", ago_s=_now() - came_s).end(refused)
 
-    def picked(self, choice: Choice, attempt: int, began_s: float) -> None:
+    def picking(self) -> Span:
+        """Return the span of a choice, waiting for workers included."""
+        return self._step.child("pick")
+
+    def picked(self, pick: Span, choice: Choice | Nobody, attempt: int) -> None:
         """Tell who was chosen, and why."""
         if self.span is NO_SPAN:
             return
-        took_s = _now() - began_s
+        if isinstance(choice, Nobody):
+            pick.end("no-worker")
+            return
         told: dict[str, Value] = {
             "spinney.attempt": attempt,
             "spinney.mode": choice.mode.value,
@@ -78,7 +85,7 @@ class RequestTrace:
         if choice.prefill is not None:
             told["spinney.prefill.worker"] = choice.prefill.worker.name
             told["spinney.prefill.reason"] = choice.prefill.reason
-        self._step.child("pick", told, ago_s=took_s).end()
+        pick.set(told)
 
     @contextmanager
     def asking(self, stage: str, worker: Worker) -> Iterator[Span]:

@@ -145,10 +145,9 @@ class Served:
     handover: Handover | None
     mode: Mode
 
-    def headers(self, request_id: str) -> Headers:
+    def headers(self) -> Headers:
         """Return the ``x-spinney-*`` headers of the answer."""
-        told = {"x-request-id": request_id, "x-spinney-request-id": request_id}
-        told |= {"x-spinney-mode": self.mode.value, "x-spinney-decode-worker": self.decode.name}
+        told = {"x-spinney-mode": self.mode.value, "x-spinney-decode-worker": self.decode.name}
         if self.handover:
             told["x-spinney-prefill-worker"] = self.handover.worker.name
             told["x-spinney-prefill-ms"] = f"{self.handover.took_s * 1000:.1f}"
@@ -262,7 +261,6 @@ class Serving:
         headers = [
             (b"content-type", b"application/json"),
             (b"retry-after", str(error.retry_after_s).encode()),
-            *request_id_headers(run.id),
         ]
         kind = "rate_limit_error" if error.status == 429 else "server_error"
         body = openai.error_body(str(error), kind, code=error.code)
@@ -276,16 +274,17 @@ class Serving:
         while True:
             run.attempt += 1
             run.local = self._is_last(run) or run.reply.started
-            began_s = _now()
-            chosen = await self._chooser.choose(
-                run.ask(), most_s=self._patience_s(run), patient=run.attempt > 1
-            )
+            with run.trace.picking() as pick:
+                chosen = await self._chooser.choose(
+                    run.ask(), most_s=self._patience_s(run), patient=run.attempt > 1
+                )
+                run.trace.picked(pick, chosen.choice, run.attempt)
             choice, run.desperate, run.asked_s = chosen.choice, chosen.desperate, _now()
             if chosen.waited_s:
                 self._note(run, "waited for a worker", waited_ms=round(1000 * chosen.waited_s, 3))
             if isinstance(choice, Nobody):
                 return await self._nobody(run, choice)
-            self._note_choice(run, choice, began_s)
+            self._note_choice(run, choice)
             self._in_time(run, choice)
             try:
                 return await self._attempt(run, choice)
@@ -415,7 +414,7 @@ class Serving:
                 )
             self._first_byte(run, served, work, span)
             self._decode_ended(run, served, answered.body, span)
-        headers = _answer_headers(answered.headers) + served.headers(run.id)
+        headers = _answer_headers(answered.headers) + served.headers()
         await self._send_whole(run, answered.status, headers, answered.body)
         return Outcome.OK
 
@@ -463,7 +462,7 @@ class Serving:
                     run.journal.begin(first)
                 head = [*_answer_headers(answer.headers), (b"cache-control", b"no-cache")]
                 attendance.heard(on_client=True)
-                await run.reply.start(200, head + served.headers(run.id))
+                await run.reply.start(200, head + served.headers())
             attendance.heard(on_client=False)
             await relay.run(first)
             self._decode_ended(run, served, relay.end, span)
@@ -679,7 +678,7 @@ class Serving:
 
     async def _pass_on(self, run: Run, failure: WorkerFailure) -> None:
         """Answer with the worker's own error where it has one."""
-        headers = [(b"content-type", b"application/json"), *request_id_headers(run.id)]
+        headers = [(b"content-type", b"application/json")]
         if failure.kind is FailureKind.STATUS:
             if wait := failure.headers.get("retry-after"):
                 headers.append((b"retry-after", wait.encode()))
@@ -706,7 +705,6 @@ class Serving:
         headers = [
             (b"content-type", b"application/json"),
             (b"retry-after", str(RETRY_AFTER_S).encode()),
-            *request_id_headers(run.id),
         ]
         await self._send_whole(run, 503, headers, body)
         return Outcome.NO_WORKER
@@ -720,8 +718,7 @@ class Serving:
 
     # Notes
 
-    def _note_choice(self, run: Run, choice: Choice, began_s: float) -> None:
-        run.trace.picked(choice, run.attempt, began_s)
+    def _note_choice(self, run: Run, choice: Choice) -> None:
         self._metrics.picks.labels(Stage.DECODE.value, choice.decode.reason).inc()
         if choice.prefill is not None:
             self._metrics.picks.labels(Stage.PREFILL.value, choice.prefill.reason).inc()
