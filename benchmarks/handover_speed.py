@@ -2,8 +2,8 @@
 
     python benchmarks/handover_speed.py
 
-Both transports, several sizes. A pull is timed from the call to the bytes standing, checked, in the
-reader's block pool; MB are 10^6 bytes.
+Every transport, NIXL where it is installed; several sizes. A pull is timed from the call to the
+bytes standing, checked, in the reader's block pool; MB are 10^6 bytes.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from spinney.engine.random_model import FOUR_MILLION, write_random_model
 from spinney.engine.worker_thread import WorkerThread
 from spinney.kv.lease import Handle
 from spinney.kv.reshard import Span
+from spinney.kv.transfer import nixl
 from spinney.kv.transfer.connector import Pulled, PullRequest, Taken, checksum
 from spinney.kv.transfer.tcp import TcpConnector, TransferServer
 
@@ -73,7 +74,8 @@ def serve(model: str, num_blocks: int, pipe: Connection) -> None:
         executor = make_executor(model, num_blocks)
         noise = np.random.default_rng(1).standard_normal(executor._keys.shape, np.float32)
         executor._keys[:] = executor._values[:] = noise
-        server = TransferServer(Source(executor), "127.0.0.1", 0)
+        memory = nixl.RemoteMemory("serving") if nixl.installed() else None
+        server = TransferServer(Source(executor), "127.0.0.1", 0, memory=memory)
         pipe.send(server.port)
         await server.serve()
 
@@ -87,8 +89,13 @@ def store(executor: NumpyExecutor, pulled: Pulled) -> None:
 
 async def measure(model: str, port: int, num_blocks: int, repeat: int) -> None:
     executor, thread = make_executor(model, num_blocks), WorkerThread("reading")
-    for shared in (True, False):
-        connector = TcpConnector(shared_memory=shared)
+    memory = nixl.RemoteMemory("reading") if nixl.installed() else None
+    connectors = [
+        ("shared memory", TcpConnector()),
+        ("tcp", TcpConnector(shared_memory=False)),
+        *([("nixl", TcpConnector(shared_memory=False, memory=memory))] if memory else []),
+    ]
+    for name, connector in connectors:
         for count in (4, 64, num_blocks):
             times = []
             for _ in range(repeat):
@@ -100,7 +107,7 @@ async def measure(model: str, port: int, num_blocks: int, repeat: int) -> None:
             size = count * executor.layout.block_bytes
             best, median = min(times), statistics.median(times)
             print(
-                f"{'shared memory' if shared else 'tcp':<14} {count * BLOCK:>6} tokens "
+                f"{name:<14} {count * BLOCK:>6} tokens "
                 f"{size / 1e6:>8.2f} MB   best {best * 1e3:>7.2f} ms {size / best / 1e6:>7,.0f} "
                 f"MB/s   median {median * 1e3:>7.2f} ms {size / median / 1e6:>7,.0f} MB/s",
                 flush=True,

@@ -13,7 +13,7 @@ import pytest
 
 from spinney.engine.random_model import RandomModel, write_random_model
 from spinney.kv.events import BlockStored, decode_batch
-from spinney.kv.transfer import connector
+from spinney.kv.transfer import connector, nixl
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,13 +32,27 @@ def tokens(answer: Any) -> list[int]:
     return ids
 
 
-@pytest.mark.parametrize("shared", [True, False], ids=["shared-memory", "tcp"])
-def test_disaggregated_tokens_equal_aggregated_ones(start_engine: Start, shared: bool) -> None:
+@pytest.mark.parametrize(
+    "way",
+    [
+        "shared-memory",
+        "tcp",
+        pytest.param(
+            "nixl",
+            marks=pytest.mark.skipif(not nixl.installed(), reason="nixl is not installed"),
+        ),
+    ],
+)
+def test_disaggregated_tokens_equal_aggregated_ones(start_engine: Start, way: str) -> None:
+    shared, by_nixl = way == "shared-memory", way == "nixl"
+
     async def main() -> None:
         async with (
             start_engine(engine_id="aggregated") as whole,
-            start_engine(engine_id="prefill", role="prefill") as prefill,
-            start_engine(engine_id="decode", role="decode", kv_shared_memory=shared) as decode,
+            start_engine(engine_id="prefill", role="prefill", kv_nixl=by_nixl) as prefill,
+            start_engine(
+                engine_id="decode", role="decode", kv_shared_memory=shared, kv_nixl=by_nixl
+            ) as decode,
         ):
 
             async def both_ways(prompt: list[int]) -> None:
@@ -51,7 +65,7 @@ def test_disaggregated_tokens_equal_aggregated_ones(start_engine: Start, shared:
                 cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
                 if len(prompt) > 8:
                     assert report["outcome"] == "pulled"
-                    assert report["transport"] == ("shared-memory" if shared else "tcp")
+                    assert report["transport"] == way
                     assert report["blocks_pulled"] == -(-len(prompt) // 8)
                     assert report["bytes_pulled"] == report["blocks_pulled"] * block_bytes
                     assert report["seconds"] > 0

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 import pytest
+from msgspec.structs import replace as replace_struct
 
 from spinney.errors import BadInputError
 from spinney.kv.layout import KVLayout
 from spinney.kv.lease import Failure, Handle, HandoverError
 from spinney.kv.reshard import Span
-from spinney.kv.transfer import segment, tcp
+from spinney.kv.transfer import nixl, segment, tcp
 from spinney.kv.transfer.connector import PullRequest, Taken, checksum
 from spinney.kv.transfer.tcp import TcpConnector, TransferServer
 from spinney.kv.transfer.wire import Ready, frame
@@ -65,9 +68,31 @@ def wanted(first: int = 0, count: int = 1) -> PullRequest:
     return PullRequest(Handle("h"), LAYOUT, "prompt", Span(first, first + count))
 
 
+WAYS = [
+    "shared-memory",
+    "tcp",
+    pytest.param(
+        "nixl",
+        marks=pytest.mark.skipif(not nixl.installed(), reason="nixl is not installed"),
+    ),
+]
+
+
+@functools.cache
+def memory(side: str) -> nixl.RemoteMemory:
+    return nixl.RemoteMemory(f"test-{side}")
+
+
+def connector(way: str) -> TcpConnector:
+    """A connector that moves bytes *way*, where the serving side can."""
+    reading = memory("reading") if way == "nixl" else None
+    return TcpConnector(shared_memory=way == "shared-memory", memory=reading)
+
+
 @contextlib.asynccontextmanager
 async def serving(source: Blocks) -> AsyncIterator[int]:
-    server = TransferServer(source, "127.0.0.1", 0)
+    both = memory("serving") if nixl.installed() else None
+    server = TransferServer(source, "127.0.0.1", 0, memory=both)
     task = asyncio.create_task(server.serve())
     try:
         yield server.port
@@ -77,16 +102,16 @@ async def serving(source: Blocks) -> AsyncIterator[int]:
             await task
 
 
-async def pulled(port: int, request: PullRequest, *, shared: bool) -> tuple[bytes, str]:
-    async with TcpConnector(shared_memory=shared).pull("127.0.0.1", port, request) as found:
+async def pulled(port: int, request: PullRequest, way: str) -> tuple[bytes, str]:
+    async with connector(way).pull("127.0.0.1", port, request) as found:
         assert checksum(found.data) == found.checksum
         return found.data.tobytes(), found.transport
 
 
-async def failure_of(port: int) -> tuple[HandoverError, float]:
+async def failure_of(port: int, way: str = "tcp") -> tuple[HandoverError, float]:
     started = time.perf_counter()
     with pytest.raises(HandoverError) as caught:
-        await pulled(port, wanted(), shared=False)
+        await pulled(port, wanted(), way)
     return caught.value, time.perf_counter() - started
 
 
@@ -106,17 +131,17 @@ def segments() -> int:
     return len(found)
 
 
-@pytest.mark.parametrize("shared", [True, False], ids=["shared-memory", "tcp"])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("count", [1, 3, 5000], ids=["small", "several", "five-megabytes"])
-def test_all_bytes_arrive_unchanged(shared: bool, count: int) -> None:
+def test_all_bytes_arrive_unchanged(way: str, count: int) -> None:
     async def main() -> None:
         source = Blocks(count)
         async with serving(source) as port:
-            data, transport = await pulled(port, wanted(0, count), shared=shared)
+            data, transport = await pulled(port, wanted(0, count), way)
             assert data == source.content.tobytes()
-            assert transport == ("shared-memory" if shared else "tcp")
+            assert transport == way
             await until(lambda: source.ends == [(count * BLOCK, None)])
-            tail, _ = await pulled(port, wanted(count - 1, 1), shared=shared)
+            tail, _ = await pulled(port, wanted(count - 1, 1), way)
             assert tail == source.content.tobytes()[-BLOCK:]
         assert segments() == 0
 
@@ -130,11 +155,11 @@ def test_a_segment_that_cannot_be_seen_is_replaced_by_the_socket(
         source = Blocks(3)
         monkeypatch.setattr(segment, "attach", lambda name, size: None)
         async with serving(source) as port:
-            data, transport = await pulled(port, wanted(0, 3), shared=True)
+            data, transport = await pulled(port, wanted(0, 3), "shared-memory")
             assert (data, transport) == (source.content.tobytes(), "tcp")
         monkeypatch.setattr(segment, "create", lambda size: None)
         async with serving(source) as port:
-            data, transport = await pulled(port, wanted(0, 3), shared=True)
+            data, transport = await pulled(port, wanted(0, 3), "shared-memory")
             assert (data, transport) == (source.content.tobytes(), "tcp")
 
     asyncio.run(main())
@@ -164,12 +189,12 @@ def test_a_segment_serves_again_only_after_its_reader_is_done() -> None:
         source = Blocks(3)
         async with serving(source) as port:
             for count in (1, 2, 3):
-                await pulled(port, wanted(0, 3), shared=True)
+                await pulled(port, wanted(0, 3), "shared-memory")
                 await until(lambda count=count: len(source.ends) == count)
             await until(lambda: segments() == 1)
             async with TcpConnector().pull("127.0.0.1", port, wanted(0, 3)) as first:
                 source.content = source.content[::-1].copy()
-                other, _ = await pulled(port, wanted(0, 3), shared=True)
+                other, _ = await pulled(port, wanted(0, 3), "shared-memory")
                 assert other == source.content.tobytes()
                 assert first.data.tobytes() == source.content[::-1].tobytes()
 
@@ -188,13 +213,14 @@ def test_idle_segments_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert segments() == 0
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("failure", list(Failure))
-def test_a_refusal_arrives_at_once_with_its_reason(failure: Failure) -> None:
+def test_a_refusal_arrives_at_once_with_its_reason(failure: Failure, way: str) -> None:
     async def main() -> None:
         source = Blocks(1)
         source.refuse = HandoverError(failure, "because")
         async with serving(source) as port:
-            error, seconds = await failure_of(port)
+            error, seconds = await failure_of(port, way)
         assert (error.failure, str(error)) == (failure, "because")
         assert seconds < AT_ONCE_S
 
@@ -209,13 +235,14 @@ def test_a_dead_peer_is_reported_at_once() -> None:
     assert seconds < AT_ONCE_S
 
 
-def test_a_peer_that_dies_while_it_is_asked_is_reported_at_once() -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_a_peer_that_dies_while_it_is_asked_is_reported_at_once(way: str) -> None:
     async def main() -> None:
         source = Blocks(1)
         source.wait.clear()
         server = TransferServer(source, "127.0.0.1", 0)
         task = asyncio.create_task(server.serve())
-        pull = asyncio.create_task(failure_of(server.port))
+        pull = asyncio.create_task(failure_of(server.port, way))
         await until(lambda: bool(source.taken))
         died = time.perf_counter()
         task.cancel()
@@ -280,7 +307,7 @@ def test_garbage_does_not_disturb_the_server() -> None:
                 writer.write(garbage)
                 await writer.drain()
                 writer.close()
-            data, _ = await pulled(port, wanted(), shared=True)
+            data, _ = await pulled(port, wanted(), "shared-memory")
             assert data == source.content.tobytes()
 
     asyncio.run(main())
@@ -295,7 +322,7 @@ def test_more_pulls_than_allowed_are_refused_and_not_queued(
         source = Blocks(1)
         source.wait.clear()
         async with serving(source) as port:
-            first = asyncio.create_task(pulled(port, wanted(), shared=False))
+            first = asyncio.create_task(pulled(port, wanted(), "tcp"))
             await until(lambda: bool(source.taken))
             error, seconds = await failure_of(port)
             assert error.failure is Failure.BUSY
@@ -306,26 +333,28 @@ def test_more_pulls_than_allowed_are_refused_and_not_queued(
     asyncio.run(main())
 
 
-def test_the_serving_side_learns_what_went_wrong_at_the_reader() -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_the_serving_side_learns_what_went_wrong_at_the_reader(way: str) -> None:
     async def main() -> None:
         source = Blocks(2)
         async with serving(source) as port:
             with pytest.raises(HandoverError):
-                async with TcpConnector().pull("127.0.0.1", port, wanted(0, 2)):
+                async with connector(way).pull("127.0.0.1", port, wanted(0, 2)):
                     raise HandoverError(Failure.CHECKSUM, "the bytes differ")
             await until(lambda: source.ends == [(2 * BLOCK, Failure.CHECKSUM)])
 
     asyncio.run(main())
 
 
-def test_a_reader_that_gives_up_leaves_no_segment_behind() -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_a_reader_that_gives_up_leaves_nothing_behind(way: str) -> None:
     async def main() -> None:
         source = Blocks(2)
         async with serving(source) as port:
             entered = asyncio.Event()
 
             async def hold() -> None:
-                async with TcpConnector().pull("127.0.0.1", port, wanted(0, 2)):
+                async with connector(way).pull("127.0.0.1", port, wanted(0, 2)):
                     entered.set()
                     await asyncio.Event().wait()
 
@@ -369,6 +398,60 @@ def test_a_serving_side_without_memory_says_so_at_once() -> None:
             assert error.failure is Failure.MEMORY
             assert seconds < AT_ONCE_S
             source.inflate = 0
-            assert (await pulled(port, wanted(), shared=True))[0] == source.content.tobytes()
+            assert (await pulled(port, wanted(), "shared-memory"))[0] == source.content.tobytes()
+
+    asyncio.run(main())
+
+
+@pytest.mark.skipif(not nixl.installed(), reason="nixl is not installed")
+def test_an_offer_that_leads_nowhere_is_a_failure_and_no_end() -> None:
+    async def main() -> None:
+        reading, serving = memory("reading"), memory("serving")
+        source, buffer = serving.take(5000), reading.take(5000)
+        source.data[:5000] = 7
+        offer = msgspec.msgpack.decode(serving.offer(source), type=nixl.Offer)
+        wrong = (
+            b"noise",
+            msgspec.msgpack.encode(replace_struct(offer, metadata=b"noise")),
+            msgspec.msgpack.encode(replace_struct(offer, agent="nobody")),
+            msgspec.msgpack.encode(replace_struct(offer, address=4096)),
+        )
+        for raw in wrong:
+            with pytest.raises(HandoverError):
+                await reading.read(raw, buffer, 5000)
+        pushing = asyncio.ensure_future(tcp._push(serving))
+        await reading.read(msgspec.msgpack.encode(offer), buffer, 5000)
+        pushing.cancel()
+        assert (buffer.data[:5000] == 7).all()
+        reading.give_back(buffer)
+        serving.give_back(source)
+
+    asyncio.run(main())
+
+
+@pytest.mark.skipif(not nixl.installed(), reason="nixl is not installed")
+def test_a_peer_that_dies_while_its_memory_is_read_is_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody makes progress at the serving side, and then its connection ends."""
+
+    async def main() -> None:
+        source = Blocks(5000)
+        entered = asyncio.Event()
+
+        async def stand_still(_: nixl.RemoteMemory) -> None:
+            entered.set()
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(tcp, "_push", stand_still)
+        server = TransferServer(source, "127.0.0.1", 0, memory=memory("serving"))
+        task = asyncio.create_task(server.serve())
+        pull = asyncio.create_task(pulled(server.port, wanted(0, 5000), "nixl"))
+        await entered.wait()
+        task.cancel()
+        died = time.perf_counter()
+        with contextlib.suppress(HandoverError):
+            await pull
+        assert time.perf_counter() - died < AT_ONCE_S
 
     asyncio.run(main())

@@ -43,6 +43,11 @@ Examples:
 @click.option("--threads", default=1, help="Threads of the arithmetic.")
 @click.option("--device", default="cpu", help="Torch device, as cuda:0.")
 @click.option("--dtype", default="float32", help="Torch element type of weights and KV.")
+@click.option(
+    "--kv-nixl/--no-kv-nixl",
+    default=None,
+    help="Move KV between hosts by NIXL. [default: where it is installed]",
+)
 @worker_options
 def engine(**options: Any) -> None:
     """Serve a model over HTTP, as vLLM would: OpenAI's API, metrics, KV events, KV hand-over.
@@ -57,12 +62,15 @@ def engine(**options: Any) -> None:
     # Libraries read these when they are loaded, which is below.
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, str(options["threads"]))
+    from spinney.kv.transfer import nixl
+
     settings = worker_settings(
         options,
         executor=options["executor"],
         threads=options["threads"],
         torch_device=options["device"],
         torch_dtype=options["dtype"],
+        kv_nixl=nixl.installed() if options["kv_nixl"] is None else options["kv_nixl"],
     )
 
     place = place_in_group(options)

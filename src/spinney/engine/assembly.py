@@ -33,6 +33,7 @@ from spinney.engine.worker_thread import WorkerThread
 from spinney.errors import BadInputError
 from spinney.kv.event_stream import EventPublisher
 from spinney.kv.lease import Handle
+from spinney.kv.transfer.nixl import RemoteMemory
 from spinney.kv.transfer.tcp import TcpConnector, TransferServer
 from spinney.tracing import NO_TRACER, Tracer
 
@@ -78,6 +79,7 @@ class EngineSettings:
     kv_advertise_port: int = 0
     kv_lease_s: float = 15.0
     kv_shared_memory: bool = True
+    kv_nixl: bool = False
     recompute: bool = True
     kv_events_endpoint: str | None = None
     kv_events_replay_endpoint: str | None = None
@@ -105,6 +107,7 @@ class Backend:
     turns: Turns
     connector: Connector
     serves_pulls: bool = True
+    memory: RemoteMemory | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -151,6 +154,8 @@ class Engine:
         self.executor.close()
         if self.group is not None:
             self.group.close()
+        if self.backend.memory is not None:
+            self.backend.memory.close()
         if self.publisher is not None:
             self.publisher.close()
 
@@ -190,6 +195,8 @@ def build_engine(
     if links:
         part = Part(0, settings.ranks, LeaderSum(links))
     executor = make_executor(settings, model.checkpoint, model.num_blocks, part)
+    # Its name has to be another one after a restart.
+    memory = RemoteMemory(f"{settings.engine_id}-{ids.uid()}") if settings.kv_nixl else None
     backend = Backend(
         executor=GroupExecutor(executor, links) if links else executor,
         tokenizer=model.tokenizer,
@@ -198,7 +205,8 @@ def build_engine(
             model.checkpoint.config.vocab_size, model.max_model_len, _defaults(model.directory)
         ),
         turns=WorkerThread(f"engine-{settings.engine_id}"),
-        connector=connector or TcpConnector(shared_memory=settings.kv_shared_memory),
+        connector=connector or TcpConnector(shared_memory=settings.kv_shared_memory, memory=memory),
+        memory=memory,
     )
     built = assemble(
         settings, backend, clock=clock, ids=ids, timer=timer, registry=registry, tracer=tracer
@@ -255,7 +263,9 @@ def assemble(
     )
     transfer = None
     if settings.role != "decode" and backend.serves_pulls:
-        transfer = TransferServer(service, settings.kv_bind_host, settings.kv_port)
+        transfer = TransferServer(
+            service, settings.kv_bind_host, settings.kv_port, memory=backend.memory
+        )
     model = ServedModel(
         names=names,
         root=str(backend.directory),

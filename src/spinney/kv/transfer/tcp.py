@@ -1,4 +1,4 @@
-"""KV blocks over TCP, or through shared memory where both ends are on one host.
+"""KV blocks over TCP, through shared memory where both ends are on one host, or by NIXL.
 
 Sockets are driven directly, so that bytes land where they are wanted without a copy between.
 Invariant: each wait has a named deadline, and whatever ends a pull ends its connection, its
@@ -11,13 +11,14 @@ import asyncio
 import contextlib
 import socket
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from spinney.errors import BadInputError
 from spinney.kv.lease import Failure, Handle, HandoverError
 from spinney.kv.reshard import Span
+from spinney.kv.transfer import nixl
 from spinney.kv.transfer import segment as shm
 from spinney.kv.transfer.connector import (
     Pulled,
@@ -34,17 +35,19 @@ from spinney.kv.transfer.wire import (
     Ready,
     Refused,
     expect,
+    receive,
     receive_into,
     send,
 )
 from spinney.log import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Coroutine, Iterator
 
     from numpy.typing import NDArray
 
     from spinney.kv.transfer.connector import BlockSource, Taken
+    from spinney.kv.transfer.nixl import Registered, RemoteMemory
 
 CONNECT_TIMEOUT_S = 1.0
 """A peer that has not accepted by then counts as dead."""
@@ -60,26 +63,27 @@ log = get_logger("kv-transfer")
 
 
 class TcpConnector:
-    """Pulls over TCP. With *shared_memory* off, bytes always travel through the socket."""
+    """Pulls over TCP. With *shared_memory* off, bytes travel through the socket, or by *memory*."""
 
-    def __init__(self, *, shared_memory: bool = True) -> None:
+    def __init__(self, *, shared_memory: bool = True, memory: RemoteMemory | None = None) -> None:
         self._host = shm.host_identity() if shared_memory else ""
+        self._memory = memory
 
     @asynccontextmanager
     async def pull(self, host: str, port: int, request: PullRequest) -> AsyncIterator[Pulled]:
         """Fetch blocks; see `Connector.pull`."""
         sock = await _connect(host, port)
-        mapped: shm.Segment | None = None
+        landing = _Landing(self._memory)
+        reads = nixl.NAME if self._memory is not None and self._memory.usable else ""
         try:
             with _as_handover_errors(f"{host}:{port}"):
                 async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                    await send(sock, _pull_message(request, self._host))
+                    await send(sock, _pull_message(request, self._host, reads))
                     ready = await expect(sock, Ready)
                 _check(request, ready)
                 async with asyncio.timeout(TRANSFER_TIMEOUT_S):
-                    mapped, data = await _fetch(sock, ready)
-            transport = "tcp" if mapped is None else "shared-memory"
-            yield Pulled(data, ready.checksum, transport, ready.layout)
+                    await landing.fetch(sock, ready)
+            yield Pulled(landing.data, ready.checksum, landing.transport, ready.layout)
             with contextlib.suppress(OSError):
                 await send(sock, Done(None))
         except HandoverError as error:
@@ -88,9 +92,73 @@ class TcpConnector:
             raise
         finally:
             sock.close()
-            if mapped is not None:
-                del data
-                mapped.close()
+            landing.close()
+
+
+class _Landing:
+    """Where the blocks of one pull arrive: a segment, or memory of this process."""
+
+    def __init__(self, memory: RemoteMemory | None) -> None:
+        self._memory = memory
+        self._segment: shm.Segment | None = None
+        self._buffer: Registered | None = None
+        self.data: NDArray[np.uint8] = np.empty(0, np.uint8)
+        self.transport = "tcp"
+
+    async def fetch(self, sock: socket.socket, ready: Ready) -> None:
+        """Get the bytes in the best way that both sides have."""
+        if ready.segment is not None:
+            self._segment = shm.attach(ready.segment, ready.num_bytes)
+            await send(sock, Opened(self._segment is not None))
+        elif ready.offer is not None:
+            await self._read(sock, ready.offer, ready.num_bytes)
+            await send(sock, Opened(self._buffer is not None))
+        if self._segment is not None:
+            self.data, self.transport = self._segment.data, "shared-memory"
+        elif self._buffer is not None:
+            self.data, self.transport = self._buffer.data[: ready.num_bytes], nixl.NAME
+        else:
+            self.data = room(ready.num_bytes)
+            await receive_into(sock, self.data)
+
+    async def _read(self, sock: socket.socket, offer: bytes, num_bytes: int) -> None:
+        if self._memory is None:
+            raise HandoverError(Failure.PROTOCOL, "an offer came that was not asked for")
+        buffer = self._memory.take(num_bytes)
+        try:
+            await _unless_closed(sock, self._memory.read(offer, buffer, num_bytes))
+        except BaseException:
+            self._give_back(buffer)
+            raise
+        self._buffer = buffer
+
+    def _give_back(self, buffer: Registered) -> None:
+        if self._memory is not None and not self._memory.abandoned(buffer):
+            self._memory.give_back(buffer)
+
+    def close(self) -> None:
+        """Let go of the bytes."""
+        self.data = np.empty(0, np.uint8)
+        if self._segment is not None:
+            self._segment.close()
+        if self._buffer is not None:
+            self._give_back(self._buffer)
+            self._buffer = None
+
+
+async def _unless_closed(sock: socket.socket, reading: Coroutine[Any, Any, None]) -> None:
+    """Await *reading*; end it when *sock*, on which nothing is due, is closed by the peer."""
+    work = asyncio.ensure_future(reading)
+    closed = asyncio.ensure_future(asyncio.get_running_loop().sock_recv(sock, 1))
+    try:
+        await asyncio.wait((work, closed), return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise HandoverError(Failure.UNREACHABLE, "the peer is gone while its memory was read")
+        work.result()
+    finally:
+        for task in (work, closed):
+            task.cancel()
+        await asyncio.gather(work, closed, return_exceptions=True)
 
 
 def _check(request: PullRequest, ready: Ready) -> None:
@@ -104,7 +172,7 @@ def _check(request: PullRequest, ready: Ready) -> None:
         )
 
 
-def _pull_message(request: PullRequest, host: str) -> Pull:
+def _pull_message(request: PullRequest, host: str, reads: str) -> Pull:
     return Pull(
         VERSION,
         request.handle,
@@ -113,6 +181,7 @@ def _pull_message(request: PullRequest, host: str) -> Pull:
         request.span.first,
         request.span.end,
         host,
+        reads,
     )
 
 
@@ -133,17 +202,6 @@ async def _connect(host: str, port: int) -> socket.socket:
             return sock
 
 
-async def _fetch(sock: socket.socket, ready: Ready) -> tuple[shm.Segment | None, NDArray[np.uint8]]:
-    if ready.segment is not None:
-        mapped = shm.attach(ready.segment, ready.num_bytes)
-        await send(sock, Opened(mapped is not None))
-        if mapped is not None:
-            return mapped, mapped.data
-    data = room(ready.num_bytes)
-    await receive_into(sock, data)
-    return None, data
-
-
 @contextlib.contextmanager
 def _as_handover_errors(peer: str) -> Iterator[None]:
     """Raise what the operating system reports as the HandoverError it means."""
@@ -160,9 +218,15 @@ def _as_handover_errors(peer: str) -> Iterator[None]:
 
 
 class TransferServer:
-    """Serves pulls of *source*'s blocks on ``host:port``; port 0 picks a free one."""
+    """Serves pulls of *source*'s blocks on ``host:port``; port 0 picks a free one.
 
-    def __init__(self, source: BlockSource, host: str, port: int) -> None:
+    Readers of other hosts that can may read them from *memory*.
+    """
+
+    def __init__(
+        self, source: BlockSource, host: str, port: int, *, memory: RemoteMemory | None = None
+    ) -> None:
+        self._memory = memory
         self._source = source
         self._host = shm.host_identity()
         self._pulls = 0
@@ -221,7 +285,8 @@ class TransferServer:
             Span(message.first, message.end),
         )
         same_host = bool(self._host) and message.host == self._host
-        staging = _Staging(self._segments if same_host else None)
+        memory = self._memory if message.reads == nixl.NAME else None
+        staging = _Staging(self._segments if same_host else None, memory)
         try:
             taken = await self._source.take(request, staging.allocate)
             failure: str | None = Failure.UNREACHABLE
@@ -235,8 +300,18 @@ class TransferServer:
 
 async def _deliver(sock: socket.socket, staging: _Staging, taken: Taken) -> str | None:
     loop = asyncio.get_running_loop()
-    await send(sock, Ready(staging.num_bytes, taken.checksum, staging.address, taken.layout))
-    if staging.address is None or not (await expect(sock, Opened)).ok:
+    await send(
+        sock,
+        Ready(staging.num_bytes, taken.checksum, staging.address, taken.layout, staging.offer()),
+    )
+    got = False
+    if staging.is_shared:
+        async with staging.progressing():
+            answer = await receive(sock)
+        if isinstance(answer, Done):
+            return answer.failure
+        got = isinstance(answer, Opened) and answer.ok
+    if not got:
         await loop.sock_sendall(sock, staging.data.data)
     done = await expect(sock, Done)
     staging.reusable = True
@@ -244,11 +319,17 @@ async def _deliver(sock: socket.socket, staging: _Staging, taken: Taken) -> str 
 
 
 class _Staging:
-    """Where the blocks of one pull are copied to: a segment, or memory of this process."""
+    """Where the blocks of one pull are copied to.
 
-    def __init__(self, segments: shm.SegmentPool | None) -> None:
+    That is a segment where the reader is on this host, memory that it can read from elsewhere where
+    it can, and plain memory otherwise.
+    """
+
+    def __init__(self, segments: shm.SegmentPool | None, memory: RemoteMemory | None) -> None:
         self._segments = segments
+        self._memory = memory
         self._segment: shm.Segment | None = None
+        self._buffer: Registered | None = None
         self.data: NDArray[np.uint8] = np.empty(0, np.uint8)
         self.reusable = False
 
@@ -260,17 +341,45 @@ class _Staging:
     def address(self) -> str | None:
         return None if self._segment is None else self._segment.address
 
+    @property
+    def is_shared(self) -> bool:
+        return self._segment is not None or self._buffer is not None
+
+    def offer(self) -> bytes | None:
+        if self._memory is None or self._buffer is None:
+            return None
+        return self._memory.offer(self._buffer)
+
     def allocate(self, num_bytes: int) -> NDArray[np.uint8]:
         if self._segments is not None and num_bytes:
             self._segment = self._segments.take(num_bytes)
         if self._segment is not None:
             self.data = self._segment.data[:num_bytes]
+        elif self._memory is not None and num_bytes:
+            self._buffer = self._memory.take(num_bytes)
+            self.data = self._buffer.data[:num_bytes]
         else:
             self.data = room(num_bytes)
         return self.data
 
+    @asynccontextmanager
+    async def progressing(self) -> AsyncIterator[None]:
+        """Keep a read of this memory going meanwhile."""
+        if self._memory is None or self._buffer is None:
+            yield
+            return
+        pushing = asyncio.ensure_future(_push(self._memory))
+        try:
+            yield
+        finally:
+            pushing.cancel()
+            await asyncio.gather(pushing, return_exceptions=True)
+
     def close(self) -> None:
         self.data = np.empty(0, np.uint8)
+        if self._buffer is not None and self._memory is not None:
+            # A read that goes on gets other bytes: its reader has given up on it.
+            self._memory.give_back(self._buffer)
         if self._segment is None or self._segments is None:
             return
         if self.reusable:
@@ -278,3 +387,9 @@ class _Staging:
         else:
             # Who knows whether the reader, or a copy not yet ended, still uses it.
             self._segment.close()
+
+
+async def _push(memory: RemoteMemory) -> None:
+    while True:
+        memory.progress()
+        await asyncio.sleep(nixl.POLL_S)

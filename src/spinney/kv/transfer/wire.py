@@ -3,8 +3,8 @@
     reader                          serving side
       Pull            ────────►
                       ◄────────     Ready, or Refused and the end
-      Opened          ────────►     only where Ready names a segment
-                      ◄────────     the bytes, unless the segment was opened
+      Opened          ────────►     only where Ready names a segment or has an offer
+                      ◄────────     the bytes, unless the reader has got them that way
       Done            ────────►
 
 The header is three big-endian numbers of 4 bytes: the length of the message, its CRC-32, and the
@@ -41,7 +41,8 @@ STALL_TIMEOUT_S = 2.0
 class Pull(msgspec.Struct, tag="pull"):
     """Asks for the KV of the tokens from *first* to before *end*.
 
-    *layout* is the reader's; *host* its `host_identity` when it can map segments.
+    *layout* is the reader's; *host* its `host_identity` when it can map segments; *reads* names how
+    it can read memory of another host, if it can.
     """
 
     version: int
@@ -51,15 +52,17 @@ class Pull(msgspec.Struct, tag="pull"):
     first: int
     end: int
     host: str
+    reads: str
 
 
 class Ready(msgspec.Struct, tag="ready"):
-    """The blocks are copied out, of *layout*, and come next, inline or in *segment*."""
+    """The blocks are copied out, into *segment*, or where *offer* says; else they come next."""
 
     num_bytes: int
     checksum: int
     segment: str | None
     layout: KVLayout
+    offer: bytes | None = None
 
 
 class Refused(msgspec.Struct, tag="refused"):
@@ -70,7 +73,7 @@ class Refused(msgspec.Struct, tag="refused"):
 
 
 class Opened(msgspec.Struct, tag="opened"):
-    """Whether the reader could map the segment; if not, the bytes come inline."""
+    """Whether the reader got the bytes so; if not, they come inline."""
 
     ok: bool
 
