@@ -88,6 +88,29 @@ def test_a_kai_pod_group_over_its_queues_limit_says_so_in_kais_words() -> None:
     assert play(scene) == "OverLimit"
 
 
+def test_queues_say_what_they_have_and_want_and_nothing_more_often_than_it_changes() -> None:
+    async def scene(cluster: SimulatedCluster) -> None:
+        gpu = {"quota": 4, "limit": 12}
+        await make(cluster, Queue, "team", spec={"resources": {"gpu": gpu}})
+        for at in range(3):
+            await kai_group(cluster, f"kai{at}", 1, queue="team")
+        await kai_group(cluster, "late", 2, queue="team")
+        await asyncio.sleep(10)
+        status = (await cluster.client.get(Queue, "team")).status
+        assert status.allocated["nvidia.com/gpu"] == "12"
+        assert status.requested["nvidia.com/gpu"] == "20"
+        over = next(c for c in status.conditions if c.type == "OverQuota")
+        assert (over.status, over.message) == ("True", "8 GPUs beyond its quota")
+        assert over.last_transition_time
+        writes = [w for w in cluster.transport.writes if w.path.endswith("queues/team/status")]
+        assert 1 <= len(writes) <= 4
+        await asyncio.sleep(300)
+        again = [w for w in cluster.transport.writes if w.path.endswith("queues/team/status")]
+        assert len(again) == len(writes)
+
+    play(scene)
+
+
 def test_a_gang_of_labels_alone_is_reported_in_one_event() -> None:
     async def scene(cluster: SimulatedCluster) -> int:
         container = {

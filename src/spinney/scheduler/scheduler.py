@@ -32,6 +32,8 @@ from spinney.scheduler.cycle import CycleResult, run_cycle
 from spinney.scheduler.evictor import EVICTED_EVENT, Evictor
 from spinney.scheduler.nominations import recovered, wanted
 from spinney.scheduler.optional_kinds import LOOK_AGAIN_S, OptionalKinds
+from spinney.scheduler.queue_reports import QueueReports
+from spinney.scheduler.queues.status import queue_statuses
 from spinney.scheduler.scheduler_metrics import SchedulerMetrics
 from spinney.scheduler.session import Session
 from spinney.scheduler.sources.objects import object_of
@@ -96,6 +98,8 @@ class Scheduler:
         self._due = False
         self._pods = runtime.informer(Pod)
         self._gangs = runtime.informer(PodGang)
+        self._queues = runtime.informer(Queue)
+        self._reports = QueueReports(runtime.client, runtime.clock, self._queues)
         self._evictor = Evictor(runtime.client, runtime.clock, events, self._cache, self._pods)
         self._controller: Controller = runtime.controller("scheduler", self)
         self._kinds = OptionalKinds(runtime, self._cache, self._make_due)
@@ -109,7 +113,7 @@ class Scheduler:
         runtime.informer(PriorityClass).add_handler(
             self._feed(cache.set_priority_class, cache.remove_priority_class)
         )
-        runtime.informer(Queue).add_handler(self._feed(cache.set_queue, cache.remove_queue))
+        self._queues.add_handler(self._feed(cache.set_queue, cache.remove_queue))
         runtime.informer(ClusterTopologyBinding).add_handler(
             self._feed(cache.set_topology, cache.remove_topology)
         )
@@ -197,6 +201,7 @@ class Scheduler:
             await self._evict(result.evictions, unsaid)
         await self._tell_unplaced(result)
         await self._settle()
+        await self._report_queues()
 
     async def _bind(self, result: CycleResult) -> None:
         bindings = self._ready(result.bindings)
@@ -317,7 +322,21 @@ class Scheduler:
                 if pod is not None and not pod.spec.node_name:
                     group.create_task(one(pod))
 
-    # How gangs stand
+    # How queues and gangs stand
+
+    async def _report_queues(self) -> None:
+        """Write the status of queues, unless that was done just now or is for all pools to do."""
+        if self._config.pool_label is not None or not self._queues.list():
+            return
+        assert self._memory is not None
+        loop_s = asyncio.get_running_loop().time()
+        if wait_s := self._reports.wait_s(loop_s):
+            self._controller.enqueue(KEY, wait_s)
+            return
+        config, usage = self._config, self._memory.usage
+        weight = config.usage_weight if usage is not None else 0.0
+        found = queue_statuses(self._cache.snapshot(self._clock.now()), usage, weight)
+        await self._reports.write(found, loop_s)
 
     async def _settle(self) -> None:
         """Write the condition of gangs whose minimum the API confirms to be on nodes."""
