@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.scheduler.eviction_table import asks, cluster, node, queue, runs
 
 from spinney.api.meta import find_condition
-from spinney.api.queue import QueueStatus
 from spinney.scheduler.queues.status import ORPHAN, OVER_QUOTA, queue_statuses
+
+if TYPE_CHECKING:
+    from spinney.api.queue import QueueStatus
 
 
 def statuses(**document: Any) -> dict[str, QueueStatus]:

@@ -49,6 +49,8 @@ class PodGroupSpec(ApiStruct):
     preemptibility: str = ""
     topology_constraint: GroupTopology | None = None
     sub_groups: list[SubGroup] = []
+    staleness_grace_period: str | None = None
+    preemption_delay: str | None = None
     mark_unschedulable: bool | None = None
     """KAI's own to write, as is the next; kept for it."""
     scheduling_backoff: int | None = None

@@ -16,7 +16,11 @@ QUEUE = "kai.scheduler/queue"
 PREEMPTIBILITY = "kai.scheduler/preemptibility"
 """Label of a PodGang or pod: ``preemptible`` or ``non-preemptible``, whatever its priority."""
 STALENESS_GRACE = "kai.scheduler/staleness-grace-period"
-"""Annotation of a PodGang: how long it may run below its minimum; negative means for ever."""
+"""Annotation of a gang: how long it may run below its minimum; negative means for ever."""
+STALE_SINCE = "kai.scheduler/stale-podgroup-timestamp"
+"""Annotation of a gang: since when it runs below its minimum."""
+PREEMPTION_DELAY = "kai.scheduler/preemption-delay"
+"""Annotation of a gang: how long it waits before others are displaced for it."""
 
 UNLIMITED = -1.0
 

@@ -71,18 +71,15 @@ def run_cycle(
     check("action", config.actions, ACTIONS)
     memory = memory or Memory(verdicts=previous or {})
     if memory.unchanged(snapshot.version, snapshot.now):
-        return CycleResult((), memory.verdicts, memory=memory)
+        return CycleResult((), memory.verdicts, pipelined=memory.pipelined, memory=memory)
     session = Session(snapshot, config, _with_usage(snapshot, config, memory))
     session.reservations.restore()
     for action in config.actions:
         for verdict in ACTIONS[action](session, memory.verdicts):
             session.verdicts[verdict.gang] = verdict
+    kept = _remembered(session)
     return CycleResult(
-        _bindings(session),
-        session.verdicts,
-        tuple(session.evictions),
-        _pipelined(session),
-        _remembered(session),
+        _bindings(session), session.verdicts, tuple(session.evictions), kept.pipelined, kept
     )
 
 
@@ -105,6 +102,7 @@ def _remembered(session: Session) -> Memory:
         session.memory,
         verdicts=session.verdicts,
         reservations=tuple(session.reservations.kept.values()),
+        pipelined=_pipelined(session),
         lapsed=session.reservations.lapsed,
         unplaced_since={
             key: since.get(key, now)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from spinney.scheduler.sources.podgang import constraint_keys, podgang_spec
+from spinney.scheduler.sources.timing import UNSAID, Timing, timing_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -88,12 +89,7 @@ class Gang:
     """The queue it is charged to; empty until one is looked up from labels."""
     preemptible: bool | None = None
     """Whether it may be displaced; None until that is looked up from labels and priority."""
-    stale_grace_s: float | None = None
-    """How long it may run below its minimum; None: as the configuration says."""
-    stale_since_s: float | None = None
-    """Since when it runs below its minimum, where another scheduler has written that down."""
-    preemption_delay_s: float = 0.0
-    """How long it waits before others are displaced for it."""
+    timing: Timing = UNSAID
     followers: tuple[tuple[PodInfo, ...], ...] = ()
     """The pending pods of each gang that was scaled out from it: they have to go where it goes."""
 
@@ -156,7 +152,14 @@ def gang_of(
         root = Group(base.key, required, preferred, (root,), anchors=family)
     created = podgang.metadata.creation_timestamp or ""
     return Gang(
-        podgang.key, root, priority, created, topology, waiting=waiting, followers=followers
+        podgang.key,
+        root,
+        priority,
+        created,
+        topology,
+        waiting=waiting,
+        followers=followers,
+        timing=timing_of(podgang.key, podgang.metadata.annotations),
     )
 
 
@@ -184,6 +187,7 @@ def tree_of(spec: GangSpec, pods: Iterable[PodInfo], *, priority: int) -> Gang:
         waiting="" if root.satisfiable else _short(list(root.leaves())),
         queue=spec.queue,
         preemptible=spec.preemptible,
+        timing=spec.timing,
     )
 
 

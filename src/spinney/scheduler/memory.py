@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from spinney.scheduler.queues.usage import UsageMemory
     from spinney.scheduler.shapes import PodInfo
-    from spinney.scheduler.verdict import Verdict
+    from spinney.scheduler.verdict import Pipelined, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,8 @@ class Memory:
 
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     reservations: tuple[Reservation, ...] = ()
+    pipelined: tuple[Pipelined, ...] = ()
+    """The pods of the reservations, and where their room is."""
     lapsed: Mapping[str, int] = field(default_factory=dict)
     """Gangs whose reservation ran out, with the room version of then: not made again before that
     changes."""

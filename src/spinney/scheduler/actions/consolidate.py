@@ -12,6 +12,7 @@ import numpy as np
 
 from spinney.scheduler.actions.displace import by_place, everyone_moves, find_plan, make_room
 from spinney.scheduler.actions.victims import candidates, in_order, unit
+from spinney.scheduler.gpu_share import GPU
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -49,6 +50,8 @@ def consolidate(session: Session, previous: Mapping[str, Verdict]) -> Iterator[V
 
 def _enough_in_sum(session: Session, demand: Demand) -> bool:
     free = np.maximum(session.idle + session.leaving, 0)
+    for row, devices in session.shares.devices.items():
+        free[row, session.layout.column[GPU]] += sum(device.free for device in devices)
     need = demand.need()
     allowed = np.zeros(len(session.layout), np.bool_)
     for cls, _ in demand.totals:
@@ -72,7 +75,7 @@ def _choices(session: Session, wish: Wish) -> Iterator[Sequence[Unit]]:
         order = list(dict.fromkeys(order))
         few = order[:MOST_SINGLES]
     yield from ([one] for one in few)
-    if len(order) <= MOST_SINGLES:
+    if len(order) <= MOST_SINGLES and most > 1:
         yield from ([a, b] for at, a in enumerate(few) for b in few[at + 1 :])
     size = 4 if len(order) > MOST_SINGLES else 3
     while size // 2 < min(len(order), most):

@@ -17,7 +17,7 @@ import numpy as np
 from spinney.scheduler import search
 from spinney.scheduler.actions.victims import by_gang, family, needs, whole_gangs
 from spinney.scheduler.actions.wishes import wishes
-from spinney.scheduler.demand import floor_demand, growth_demand
+from spinney.scheduler.demand import floor_demand, growth_demand, optional_groups
 from spinney.scheduler.gpu_share import GPU, WHOLE
 from spinney.scheduler.queues.model import NOTHING, Amounts, minus
 from spinney.scheduler.reservations import spots_of
@@ -384,18 +384,11 @@ def moves_of(session: Session, trial: Session, wish: Wish, units: Sequence[Unit]
     found: dict[str, tuple[Spot, ...]] = {}
     for victim, pods in by_gang(units):
         start = trial.statement.checkpoint()
-        displaced = _displaced(session, victim, pods)
-        for part in _parts(trial, displaced):
-            amount = session.amount(part)
-            if ledger is not None and ledger.refusal(victim, amount):
+        for part, needed in _parts(trial, _displaced(session, victim, pods)):
+            if _goes_on(session, trial, victim, part):
+                entries.append((victim, trial.amount(part)))
+            elif needed:
                 break
-            if search.place(trial, part, victim.topology, steps=session.config.victim_steps) != (
-                "placed"
-            ):
-                break
-            if ledger is not None:
-                ledger.enter(victim, amount)
-                entries.append((victim, amount))
         spots = spots_of(trial, trial.statement.placements[start:])
         if spots:
             found[victim.key] = spots
@@ -404,15 +397,36 @@ def moves_of(session: Session, trial: Session, wish: Wish, units: Sequence[Unit]
     return found
 
 
-def _parts(trial: Session, displaced: Gang) -> Iterator[Demand]:
-    """Yield the minimum that the displaced gang lacks, then each pod beyond it."""
+def _goes_on(session: Session, trial: Session, victim: Gang, part: Demand) -> bool:
+    """Place *part* of a victim on *trial* if its queue lets it, and charge the queue for it."""
+    ledger, amount = session.ledger, trial.amount(part)
+    if ledger is not None and ledger.refusal(victim, amount):
+        return False
+    steps = session.config.victim_steps
+    if search.place(trial, part, victim.topology, steps=steps) != "placed":
+        return False
+    if ledger is not None:
+        ledger.enter(victim, amount)
+    return True
+
+
+def _parts(trial: Session, displaced: Gang) -> Iterator[tuple[Demand, bool]]:
+    """Yield the minimum that the displaced gang lacks, without which nothing of it goes on; then
+    groups it can do without, each whole; then each pod beyond the minimum of its group."""
     floor = floor_demand(trial, displaced)
     if floor is not None:
-        yield floor
+        yield floor, True
+    closed: set[str] = set()
+    for group, whole in optional_groups(trial, displaced):
+        if whole is not None:
+            yield whole, False
+        placed = trial.statement.node_of
+        if any(p.key not in placed for leaf in group.leaves() for p in leaf.pending):
+            closed.update(leaf.name for leaf in group.leaves())
     for leaf in displaced.root.leaves():
         for pod in leaf.pending:
-            if pod.key not in trial.statement.node_of:
-                yield growth_demand(trial, displaced, (pod,))
+            if pod.key not in trial.statement.node_of and leaf.name not in closed:
+                yield growth_demand(trial, displaced, (pod,)), False
 
 
 # Carrying out
@@ -519,10 +533,10 @@ def make_room(
 
 def _is_patient(session: Session, gang: Gang) -> bool:
     """Tell whether *gang* lets others run for a while before it has them displaced."""
-    if gang.preemption_delay_s <= 0:
+    if gang.timing.preemption_delay_s <= 0:
         return False
     since = session.memory.unplaced_since.get(gang.key, session.snapshot.now)
-    until = since + gang.preemption_delay_s
+    until = since + gang.timing.preemption_delay_s
     if until > session.snapshot.now:
         session.wake(until)
         return True

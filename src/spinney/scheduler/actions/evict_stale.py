@@ -30,8 +30,10 @@ def evict_stale(session: Session, previous: Mapping[str, Verdict]) -> Iterator[V
     for gang in session.snapshot.standing:
         if gang.key in displaced or not _broken(session, gang):
             continue
-        since[gang.key] = session.memory.stale_since.get(gang.key, now)
-        grace_s = session.config.stale_grace_s if gang.stale_grace_s is None else gang.stale_grace_s
+        known, said = session.memory.stale_since.get(gang.key, now), gang.timing.stale_since_s
+        since[gang.key] = known if said is None else min(known, said)
+        given = gang.timing.stale_grace_s
+        grace_s = session.config.stale_grace_s if given is None else given
         if grace_s < 0:
             continue
         if now - since[gang.key] < grace_s:
@@ -43,7 +45,7 @@ def evict_stale(session: Session, previous: Mapping[str, Verdict]) -> Iterator[V
 
 
 def _broken(session: Session, gang: Gang) -> bool:
-    if gang.satisfied:
+    if gang.satisfied or gang.key in session.reservations.kept:
         return False
     placed = session.statement.node_of
     coming = any(pod.key in placed for leaf in gang.root.leaves() for pod in leaf.pending)

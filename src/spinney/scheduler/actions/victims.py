@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from spinney.scheduler.session import Session
     from spinney.scheduler.shapes import PodInfo
 
-TASK_PRIORITY = "kai.scheduler/task-priority"
-"""Label of a pod: among the pods of one group, those with a larger number are kept longer."""
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Unit:
@@ -109,9 +106,7 @@ _FIRST = (0, "", "", "")
 
 def _kept_order(pod: PodInfo) -> tuple[int, str, str, str]:
     """Sort key: what is kept longest comes first."""
-    text = pod.labels.get(TASK_PRIORITY, "")
-    rank = int(text) if text.lstrip("-").isdigit() else 0
-    return (-rank, pod.created, pod.started, pod.key)
+    return (-pod.rank, pod.created, pod.started, pod.key)
 
 
 def _protected(session: Session, pods: Sequence[PodInfo], protected_s: float) -> bool:

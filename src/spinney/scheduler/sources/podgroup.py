@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from spinney.errors import BadInputError
 from spinney.scheduler.sources.spec import GangSpec, GroupSpec
+from spinney.scheduler.sources.timing import timing_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -53,6 +54,12 @@ def podgroup_spec(podgroup: PodGroup) -> GangSpec:
         topology,
         spec.queue,
         words.get(spec.preemptibility),
+        timing_of(
+            podgroup.key,
+            podgroup.metadata.annotations,
+            stale_grace=spec.staleness_grace_period,
+            preemption_delay=spec.preemption_delay,
+        ),
     )
 
 

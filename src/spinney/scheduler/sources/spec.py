@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from spinney.scheduler.sources.timing import UNSAID, Timing
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -46,6 +48,7 @@ class GangSpec:
     """Empty where labels of the gang or its pods say it."""
     preemptible: bool | None = None
     """None where labels or the priority say it."""
+    timing: Timing = UNSAID
     lists_pods: bool = False
     """Whether the pods of leaves are those listed; all of them have to exist at first."""
 
