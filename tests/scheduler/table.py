@@ -32,7 +32,8 @@ class Outcome:
         return self.result.verdicts[f"{NAMESPACE}/{gang}"].reason
 
     def kind(self, gang: str) -> str:
-        return self.result.verdicts[f"{NAMESPACE}/{gang}"].kind
+        keys = (f"{NAMESPACE}/{gang}", f"{NAMESPACE}/podgroup:{gang}")
+        return next(self.result.verdicts[key].kind for key in keys if key in self.result.verdicts)
 
 
 def check(snapshot: Snapshot, result: CycleResult) -> None:
@@ -56,10 +57,25 @@ def _check_gang(snapshot: Snapshot, gang: Gang, placed: dict[str, int]) -> None:
     mine = [p for leaf in gang.root.leaves() for p in leaf.pending if p.key in placed]
     if not mine:
         return
-    for leaf in gang.root.leaves():
-        new = sum(pod.key in placed for pod in leaf.pending)
-        assert len(leaf.active) + new >= leaf.minimum, f"{leaf.name} is below its minimum"
+    assert _has_minimum(gang.root, placed), f"{gang.key} is below its minimum"
+    _check_halves(gang.root, placed)
     _check_domains(snapshot, gang.root, placed)
+
+
+def _has_minimum(group: Group, placed: dict[str, int]) -> bool:
+    if group.children:
+        return sum(_has_minimum(child, placed) for child in group.children) >= group.needed
+    return len(group.active) + sum(pod.key in placed for pod in group.pending) >= group.minimum
+
+
+def _check_halves(group: Group, placed: dict[str, int]) -> None:
+    """Assert that a group has its minimum, or no new pod."""
+    for child in group.children:
+        if _has_minimum(child, placed):
+            _check_halves(child, placed)
+        else:
+            new = [p.key for leaf in child.leaves() for p in leaf.pending if p.key in placed]
+            assert not new, f"{child.name} is below its minimum and has {new}"
 
 
 def _check_domains(snapshot: Snapshot, group: Group, placed: dict[str, int]) -> None:

@@ -1,13 +1,15 @@
-"""What holds of every placement; and an oracle that tries everything, for small clusters."""
+"""What holds of every placement."""
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
+from benchmarks.placement_oracle import Host, can_place
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.scheduler.table import Outcome
+
+from spinney.scheduler.snapshot_format import scenario
 
 RACKS = ("r1", "r2", "r3")
 LEVEL = st.sampled_from([None, None, "rack", "zone"])
@@ -93,62 +95,6 @@ def test_a_free_node_more_never_unplaces_a_gang(
         assert after.kind("x") == "placed"
 
 
-# The oracle
-
-
-def minimums(gang: dict[str, Any]) -> list[tuple[int, int]]:
-    """Return group number and GPUs of each pod of the gang's minimum."""
-    found = []
-    for at, group in enumerate(gang["groups"]):
-        sizes = group.get("sizes") or [group["gpus"]] * group["pods"]
-        found += [(at, size) for size in sizes[: group["minimum"]]]
-    return found
-
-
-def could_be_placed(nodes: list[dict[str, Any]], gang: dict[str, Any]) -> bool:
-    """Try every assignment of pods to nodes."""
-    pods = minimums(gang)
-    for choice in itertools.product(range(len(nodes)), repeat=len(pods)):
-        used = [0] * len(nodes)
-        for node, (_, size) in zip(choice, pods, strict=True):
-            used[node] += size
-        if any(have > node["gpus"] for have, node in zip(used, nodes, strict=True)):
-            continue
-        if constraints_hold(nodes, gang, pods, choice):
-            return True
-    return False
-
-
-def constraints_hold(
-    nodes: list[dict[str, Any]],
-    gang: dict[str, Any],
-    pods: list[tuple[int, int]],
-    choice: tuple[int, ...],
-) -> bool:
-    parts = [(set(range(len(gang["groups"]))), gang["required"])]
-    for at, group in enumerate(gang["groups"]):
-        parts.append(({at}, group["required"]))
-    for constraint in gang.get("constraints", ()):
-        members = {i for i, g in enumerate(gang["groups"]) if g.get("within") == "c"}
-        parts.append((members, constraint["required"]))
-    for members, key in parts:
-        if key:
-            mine = [c for c, (group, _) in zip(choice, pods, strict=True) if group in members]
-            if len({nodes[at]["labels"][key] for at in mine}) > 1:
-                return False
-    return True
-
-
-@settings(max_examples=250, deadline=None)
-@given(clusters(most=5), gangs("x", most_groups=3, most_pods=2))
-def test_what_an_exhaustive_search_can_place_is_placed(
-    nodes: list[dict[str, Any]], gang: dict[str, Any]
-) -> None:
-    outcome = Outcome({"nodes": nodes, "gangs": [gang]})
-
-    assert (outcome.kind("x") == "placed") == could_be_placed(nodes, gang)
-
-
 @settings(max_examples=80, deadline=None)
 @given(clusters(), gangs("x"))
 def test_a_reason_that_claims_a_relaxation_is_true(
@@ -165,4 +111,5 @@ def test_a_reason_that_claims_a_relaxation_is_true(
     if "not even the whole cluster" in outcome.reason("x"):
         free = {**gang, "required": None, "constraints": []}
         free["groups"] = [{**g, "required": None, "within": ""} for g in gang["groups"]]
-        assert not could_be_placed(nodes, free) if len(minimums(free)) <= 5 else True
+        (line,) = scenario({"gangs": [free]}).gangs
+        assert not can_place([Host(n["name"], n["gpus"], n["labels"]) for n in nodes], line)
