@@ -24,7 +24,8 @@ _PODS = ("pod", "pods", "po")
 _GANGS = ("podgang", "podgangs", "pg", "gang", "gangs", "podgroup", "podgroups")
 _SETS = ("pcs", "podcliqueset", "podcliquesets")
 _QUEUES = ("queue", "queues", "q")
-_FORMS = "pod/NAME, podgang/NAME, podgroup/NAME, pcs/NAME or queue/NAME"
+_REQUESTS = ("request", "requests")
+_FORMS = "pod/NAME, podgang/NAME, podgroup/NAME, pcs/NAME, queue/NAME or request/ID"
 
 NAMED_PODS = 4
 """Pods of one node that are printed by name; more are counted by what their names begin with."""
@@ -35,6 +36,7 @@ NAMED_PODS = 4
 @namespace_option
 @click.option("--snapshot", "snapshot_file", help="Ask this file instead of the cluster.")
 @config_option
+@click.option("--url", default="", help="Of a request: ask the router at this address.")
 @click.option(
     "-o", "--output", type=click.Choice(["text", "json", "yaml"]), default="text", show_default=True
 )
@@ -45,28 +47,43 @@ def why(
     namespace: str,
     snapshot_file: str | None,
     config_file: str | None,
+    url: str,
     output: str,
 ) -> None:
     """Say why TARGET has no node, by a fresh try on the state of now, and what would help.
 
-    TARGET is pod/NAME, podgang/NAME, podgroup/NAME, pcs/NAME or queue/NAME. The exit code is 0 when
-    there is an answer, 1 when there is no such thing, 2 when TARGET cannot be read.
+    TARGET is pod/NAME, podgang/NAME, podgroup/NAME, pcs/NAME or queue/NAME. Of request/ID, and of
+    request/last, it says who was considered and chosen to serve it, and what happened when.
+
+    The exit code is 0 when there is an answer, 1 when there is no such thing, 2 when TARGET
+    cannot be read.
 
     \b
     Examples:
       spinney why podgang/chat-0
       spinney why pcs/too-big
       spinney why queue/team-a
+      spinney why request/last
     """
     kind, _, name = target.partition("/")
+    if kind.lower() in _REQUESTS and name:
+        from spinney.cli.why_request import lines, routers, story_of
+
+        urls = [url.rstrip("/")] if url else session.run(lambda c: routers(c, namespace))
+        story = story_of(name, urls)
+        _show(story, lines(story), output)
+        return
     known = (*_PODS, *_GANGS, *_SETS, *_QUEUES)
     if not name or kind.lower() not in known:
         raise BadInputError(f"{target!r}: write {_FORMS}")
     config = config_of(config_file)
     state, now_s = state_of(session, snapshot_file)
-    answer, lines = _answer(state, kind.lower(), name, namespace, now_s, config)
+    _show(*_answer(state, kind.lower(), name, namespace, now_s, config), output)
+
+
+def _show(answer: Any, text: Iterator[str], output: str) -> None:
     if output == "text":
-        for line in lines:
+        for line in text:
             click.echo(line)
     else:
         print_document(answer, output)

@@ -41,7 +41,7 @@ _VERBS: dict[str, dict[str, tuple[str, str]]] = {
         "chat": ("spinney.cli.chat", "Talk to a model that is being served."),
     },
     "Placing": {
-        "why": ("spinney.cli.why", "Say why something is pending, and what would help."),
+        "why": ("spinney.cli.why", "Say why something is pending, or was served as it was."),
         "fit": ("spinney.cli.fit", "Say whether a manifest would fit now, and where."),
         "snapshot": ("spinney.cli.snapshot", "Save the cluster's scheduling state."),
         "schedule": ("spinney.cli.schedule", "Run scheduling cycles on a snapshot."),
