@@ -48,7 +48,17 @@ def check(snapshot: Snapshot, result: CycleResult) -> None:
     touched = {layout.index[b.node] for b in result.bindings}
     for row in touched:
         assert (used[row] <= layout.allocatable[row]).all(), f"{layout.nodes[row].name} is over"
+    # Room that is kept fits beside what stays, and beside what is bound.
+    used -= snapshot.leaving
+    for gone in result.evictions:
+        used[layout.index[gone.node]] -= layout.vector(snapshot.pods[gone.pod].shape.requests)
+    for kept in result.pipelined:
+        used[layout.index[kept.node]] += layout.vector(snapshot.pods[kept.pod].shape.requests)
+    for kept in result.pipelined:
+        row = layout.index[kept.node]
+        assert (used[row] <= layout.allocatable[row]).all(), f"{kept.node} is promised twice"
     placed = {b.pod: layout.index[b.node] for b in result.bindings}
+    placed |= {p.pod: layout.index[p.node] for p in result.pipelined}
     for gang in snapshot.gangs:
         _check_gang(snapshot, gang, placed)
 

@@ -7,8 +7,10 @@ from typing import Any
 from benchmarks.placement_oracle import Host, can_place
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.scheduler import test_oracle as oracle
 from tests.scheduler.table import Outcome
 
+from spinney.scheduler.config import SchedulerConfig
 from spinney.scheduler.snapshot_format import scenario
 
 RACKS = ("r1", "r2", "r3")
@@ -78,6 +80,49 @@ def test_every_result_keeps_the_rules_and_is_the_same_again(document: dict[str, 
 
     assert first.result.bindings == again.result.bindings
     assert first.result.verdicts == again.result.verdicts
+
+
+@st.composite
+def settings_of_trees(draw: st.DrawFn) -> dict[str, Any]:
+    """Return a cluster with pods that run or leave, and two trees that want room on it."""
+    nodes = draw(oracle.clusters())
+    found = [
+        draw(oracle.trees()) | {"name": name, "priority": draw(st.integers(0, 1))}
+        for name in ("x", "y")
+    ]
+    standing = []
+    for node in nodes:
+        part = draw(st.integers(0, node["gpus"]))
+        how = draw(st.sampled_from(["on", "leaving"]))
+        name = node["name"]
+        standing.append({"name": f"b{name}", "pods": 0, "gpus": part, how: [name]})
+    return {"levels": oracle.LEVELS, "nodes": nodes, "gangs": found, "pods": standing}
+
+
+@settings(max_examples=80, deadline=None)
+@given(settings_of_trees())
+def test_trees_beside_pods_that_run_or_leave_keep_the_rules(document: dict[str, Any]) -> None:
+    config = SchedulerConfig(actions=("allocate",))
+    first, again = Outcome(document, config), Outcome(document, config)
+
+    assert first.result.bindings == again.result.bindings
+    assert first.result.pipelined == again.result.pipelined
+    assert first.result.verdicts == again.result.verdicts
+
+
+@settings(max_examples=60, deadline=None)
+@given(oracle.clusters(), oracle.trees(), st.integers(0, 8), st.integers(0, 3))
+def test_a_free_node_more_never_unplaces_a_tree(
+    nodes: list[dict[str, Any]], gang: dict[str, Any], gpus: int, rack: int
+) -> None:
+    labels = {"rack": f"r{rack}", "block": f"b{rack // 2}", "zone": "z0"}
+    more = {"name": "extra", "gpus": gpus, "labels": labels}
+
+    before = Outcome({"levels": oracle.LEVELS, "nodes": nodes, "gangs": [gang]})
+    after = Outcome({"levels": oracle.LEVELS, "nodes": [*nodes, more], "gangs": [gang]})
+
+    if before.kind("x") == "placed":
+        assert after.kind("x") == "placed"
 
 
 @settings(max_examples=80, deadline=None)
