@@ -16,6 +16,10 @@ POD_GROUP_NAME = "pod-group-name"
 """Pod annotation: the KAI PodGroup it belongs to."""
 SUB_GROUP = "kai.scheduler/subgroup-name"
 """Pod label: the leaf of the PodGroup's tree it belongs to."""
+COSCHEDULING_GROUP = "scheduling.x-k8s.io/pod-group"
+"""Pod label: the PodGroup of the scheduler plugins it belongs to."""
+VOLCANO_GROUP = "scheduling.k8s.io/group-name"
+"""Pod annotation: the Volcano PodGroup it belongs to."""
 
 
 class GroupTopology(ApiStruct):
@@ -122,3 +126,32 @@ class UpstreamPodGroup(KubeObject):
     )
     spec: UpstreamPodGroupSpec = msgspec.field(default_factory=UpstreamPodGroupSpec)
     status: UpstreamPodGroupStatus = msgspec.field(default_factory=UpstreamPodGroupStatus)
+
+
+class MinMemberSpec(ApiStruct):
+    """How many pods run together or not at all, and, in Volcano, for whom."""
+
+    min_member: int = 1
+    queue: str = ""
+    priority_class_name: str = ""
+
+
+class CoschedulingPodGroup(KubeObject):
+    """A gang as the scheduler plugins describe it; Kubeflow's and Ray's operators make them."""
+
+    RESOURCE: ClassVar[Resource] = Resource(
+        "scheduling.x-k8s.io", "v1alpha1", "PodGroup", "podgroups"
+    )
+    spec: MinMemberSpec = msgspec.field(default_factory=MinMemberSpec)
+
+
+class VolcanoPodGroup(KubeObject):
+    """A gang as Volcano describes it; operators that know Volcano make them."""
+
+    RESOURCE: ClassVar[Resource] = Resource(
+        "scheduling.volcano.sh", "v1beta1", "PodGroup", "podgroups"
+    )
+    spec: MinMemberSpec = msgspec.field(default_factory=MinMemberSpec)
+
+
+MinMemberGroup = CoschedulingPodGroup | VolcanoPodGroup

@@ -26,6 +26,7 @@ from spinney.scheduler.gpu_share import GPU, WHOLE, gpu_memory_mib, standing_dev
 from spinney.scheduler.queues.model import QueueBook, assigned
 from spinney.scheduler.shapes import PodInfo, Shape, gpu_groups, shape_of
 from spinney.scheduler.snapshot import Layout, NodeInfo, Snapshot, node_info
+from spinney.scheduler.sources.min_member import min_member_key, min_member_spec
 from spinney.scheduler.sources.podgroup import (
     podgroup_key,
     podgroup_spec,
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from spinney.api.devices import DeviceClass, ResourceClaim, ResourceSlice
     from spinney.api.grove import ClusterTopologyBinding
     from spinney.api.podgang import PodGang
-    from spinney.api.podgroup import PodGroup, UpstreamPodGroup, Workload
+    from spinney.api.podgroup import MinMemberGroup, PodGroup, UpstreamPodGroup, Workload
     from spinney.api.queue import Queue
     from spinney.api.storage import PersistentVolume, PersistentVolumeClaim, StorageClass
     from spinney.scheduler.gangs import Gang
@@ -234,6 +235,15 @@ class Cache:
         """Forget an upstream PodGroup, by ``namespace/name``."""
         namespace, _, name = key.partition("/")
         self._remove_spec(upstream_key(namespace, name))
+
+    def set_min_member_group(self, group: MinMemberGroup) -> None:
+        """Add or change a PodGroup of the scheduler plugins or of Volcano."""
+        self._set_spec(min_member_spec(group))
+
+    def remove_min_member_group(self, kind: type[MinMemberGroup], key: str) -> None:
+        """Forget one, by ``namespace/name``."""
+        namespace, _, name = key.partition("/")
+        self._remove_spec(min_member_key(kind, namespace, name))
 
     def set_workload(self, workload: Workload) -> None:
         """Add or change an upstream Workload."""

@@ -9,7 +9,13 @@ from spinney.api.devices import DeviceClass, ResourceClaim, ResourceSlice
 from spinney.api.grove import ClusterTopologyBinding
 from spinney.api.meta import KubeObject
 from spinney.api.podgang import PodGang
-from spinney.api.podgroup import PodGroup, UpstreamPodGroup, Workload
+from spinney.api.podgroup import (
+    CoschedulingPodGroup,
+    PodGroup,
+    UpstreamPodGroup,
+    VolcanoPodGroup,
+    Workload,
+)
 from spinney.api.queue import Queue
 from spinney.api.storage import PersistentVolume, PersistentVolumeClaim
 from spinney.kube.errors import NotFoundError
@@ -32,6 +38,10 @@ async def read_cluster(client: KubeClient) -> Objects:
         groups=await _all(client, PodGroup),
         upstream=await _all(client, UpstreamPodGroup),
         workloads=await _all(client, Workload),
+        min_member=[
+            *await _all(client, CoschedulingPodGroup),
+            *await _all(client, VolcanoPodGroup),
+        ],
         volumes=await _all(client, PersistentVolume),
         volume_claims=await _all(client, PersistentVolumeClaim),
         device_classes=await _all(client, DeviceClass),

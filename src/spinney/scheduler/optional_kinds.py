@@ -8,10 +8,17 @@ before the volume is known.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 from spinney.api.devices import DeviceClass, ResourceClaim, ResourceSlice
-from spinney.api.podgroup import PodGroup, UpstreamPodGroup, Workload
+from spinney.api.podgroup import (
+    CoschedulingPodGroup,
+    PodGroup,
+    UpstreamPodGroup,
+    VolcanoPodGroup,
+    Workload,
+)
 from spinney.api.storage import PersistentVolume, PersistentVolumeClaim, StorageClass
 from spinney.kube.errors import NotFoundError
 from spinney.log import get_logger
@@ -41,6 +48,14 @@ class OptionalKinds:
             PodGroup: (cache.set_podgroup, cache.remove_podgroup),
             UpstreamPodGroup: (cache.set_upstream_group, cache.remove_upstream_group),
             Workload: (cache.set_workload, cache.remove_workload),
+            CoschedulingPodGroup: (
+                cache.set_min_member_group,
+                functools.partial(cache.remove_min_member_group, CoschedulingPodGroup),
+            ),
+            VolcanoPodGroup: (
+                cache.set_min_member_group,
+                functools.partial(cache.remove_min_member_group, VolcanoPodGroup),
+            ),
             PersistentVolume: (cache.set_volume, cache.remove_claim),
             PersistentVolumeClaim: (cache.set_volume_claim, cache.remove_claim),
             StorageClass: (cache.set_storage_class, cache.remove_storage_class),

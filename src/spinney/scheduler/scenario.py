@@ -31,6 +31,7 @@ from spinney.api.podgroup import (
     POD_GROUP_NAME,
     SUB_GROUP,
     GroupTopology,
+    MinMemberGroup,
     PodGroup,
     PodGroupSpec,
     SubGroup,
@@ -90,6 +91,7 @@ class Objects:
     groups: list[PodGroup] = field(default_factory=list)
     upstream: list[UpstreamPodGroup] = field(default_factory=list)
     workloads: list[Workload] = field(default_factory=list)
+    min_member: list[MinMemberGroup] = field(default_factory=list)
     volumes: list[PersistentVolume] = field(default_factory=list)
     volume_claims: list[PersistentVolumeClaim] = field(default_factory=list)
     device_classes: list[DeviceClass] = field(default_factory=list)
@@ -115,6 +117,8 @@ class Objects:
             cache.set_upstream_group(upstream)
         for workload in self.workloads:
             cache.set_workload(workload)
+        for named in self.min_member:
+            cache.set_min_member_group(named)
         self._put_claims(cache)
         for pod in self.pods:
             cache.set_pod(pod)

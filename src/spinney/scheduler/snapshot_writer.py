@@ -31,6 +31,7 @@ from spinney.scheduler.snapshot_format import (
     TopologyLine,
     VolumeLine,
 )
+from spinney.scheduler.sources.min_member import min_member_spec
 from spinney.scheduler.sources.podgang import podgang_spec
 from spinney.scheduler.sources.podgroup import podgroup_spec, upstream_spec, workload_groups
 from spinney.scheduler.sources.pods import membership, workload_of
@@ -101,6 +102,7 @@ def gang_specs(found: Objects) -> dict[str, GangSpec]:
     specs = [podgang_spec(gang) for gang in found.gangs]
     specs += [podgroup_spec(group) for group in found.groups]
     specs += [upstream_spec(group) for group in found.upstream]
+    specs += [min_member_spec(group) for group in found.min_member]
     result = {spec.key: spec for spec in specs}
     groups = {workload.key: workload_groups(workload) for workload in found.workloads}
     for pod in found.pods:

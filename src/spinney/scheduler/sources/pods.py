@@ -1,7 +1,8 @@
 """Which gang a pod belongs to, by what the pod itself says.
 
-In this order: a PodGang's label, a KAI PodGroup's annotation, an upstream group, the labels of a
-LeaderWorkerSet, the labels of a Job with a minimum. A pod that says nothing is on its own.
+In this order: a PodGang's label, a KAI PodGroup's annotation, an upstream group, a PodGroup of the
+scheduler plugins or of Volcano, the labels of a LeaderWorkerSet, the labels of a Job with a
+minimum. A pod that says nothing is on its own: those of Deployments and StatefulSets serve alone.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from spinney.api import names
 from spinney.api.podgroup import POD_GROUP_NAME, SUB_GROUP
+from spinney.scheduler.sources.min_member import COSCHEDULING, VOLCANO, min_member_of
 from spinney.scheduler.sources.podgroup import podgroup_key, upstream_key, workload_key
 from spinney.scheduler.sources.spec import GangSpec, GroupSpec, Membership
 
@@ -48,6 +50,8 @@ def membership(pod: Pod) -> Membership:
         return Membership(upstream_key(namespace, group))
     if found := _workload(pod):
         return found
+    if key := min_member_of(pod):
+        return Membership(key)
     return _leader_worker_set(pod) or _job(pod) or Membership()
 
 
@@ -64,7 +68,13 @@ def described(key: str) -> str:
     """Return in words which object has to exist for the gang *key*."""
     namespace, _, name = key.partition("/")
     kind, found, rest = name.partition(":")
-    words = {"podgroup": "PodGroup", "group": "PodGroup", "workload": "Workload"}
+    words = {
+        "podgroup": "PodGroup",
+        "group": "PodGroup",
+        "workload": "Workload",
+        COSCHEDULING: "PodGroup",
+        VOLCANO: "PodGroup",
+    }
     return f"{words[kind]} {namespace}/{rest}" if found and kind in words else f"PodGang {key}"
 
 
