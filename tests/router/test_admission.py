@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.router.fake_workers import fleet, until
 
+from spinney.cmd.router import parse_share
+from spinney.errors import BadInputError
 from spinney.router.admission import (
     ENOUGH,
     MAX_TENANTS,
@@ -20,6 +22,7 @@ from spinney.router.admission import (
     Gate,
     RefusedError,
 )
+from spinney.router.app import read_claim
 from spinney.router.limits import Limits
 from spinney.sim.loop import SimulatedLoop
 
@@ -261,6 +264,143 @@ def test_whoever_leaves_whenever_the_gate_is_empty_in_the_end(clients):
     assert simulate(main) == (0, 0)
 
 
+SHARES = st.lists(st.sampled_from([0.5, 1.0, 2.0, 3.0, 5.0]), min_size=2, max_size=4)
+
+
+@given(SHARES, st.data())
+def test_under_overload_each_tenant_gets_work_in_proportion_to_its_share(shares, data):
+    """Everyone always wants more; what each got then differs from its share by a request or two."""
+    costs = {
+        f"t{number}": data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=5))
+        for number, _ in enumerate(shares)
+    }
+    parts = dict(zip(costs, shares, strict=True))
+    queue, given_to, pushed = FairQueue(10_000, parts), dict.fromkeys(costs, 0.0), 0
+    for tenant, sizes in costs.items():
+        for turn in range(200):
+            queue.push((tenant, sizes[turn % len(sizes)]), tenant, 0, sizes[turn % len(sizes)])
+            pushed += 1
+    for _ in range(150):
+        tenant, cost = queue.pop()
+        given_to[tenant] += cost
+    if len({tenant for tenant, _ in drain(queue)}) < len(costs):
+        return  # Somebody wanted no more: there was no overload of all.
+    for tenant, got in given_to.items():
+        for other, had in given_to.items():
+            slack = max(costs[tenant]) / parts[tenant] + max(costs[other]) / parts[other]
+            assert abs(got / parts[tenant] - had / parts[other]) <= slack
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_an_overload_is_shared_out_in_virtual_time(workers):
+    """Work for 10 s a second comes; a small tenant gets all it asks for, large ones share."""
+
+    async def main():
+        limits = Limits(max_waiting=60, queue_deadline_s=20, tenant_shares=(("gold", 2.0),))
+        gate, done, refused = Gate(limits, lambda: workers), {}, {}
+        rate = {"small": 0.1, "flood": 6.0, "gold": 3.0, "other": 3.0}
+
+        async def one(tenant):
+            try:
+                async with gate.passed(Claim(tenant), 1):
+                    await asyncio.sleep(1)
+                    done[tenant] = done.get(tenant, 0) + 1
+            except RefusedError as error:
+                refused.setdefault(tenant, []).append((error.code, error.retry_after_s))
+
+        async def arrive(tasks, tenant):
+            for _ in range(round(200 * workers * rate[tenant])):
+                tasks.create_task(one(tenant))
+                await asyncio.sleep(1 / rate[tenant] / workers)
+
+        async with asyncio.TaskGroup() as tasks:
+            for tenant in rate:
+                tasks.create_task(arrive(tasks, tenant))
+        return done, refused, gate
+
+    done, refused, gate = simulate(main)
+
+    total = sum(done.values())
+    assert (gate.running, gate.waiting) == (0, 0)
+    assert total >= 200 * workers * 0.95, "workers are never idle"
+    assert done["small"] >= 0.95 * 20 * workers
+    rest = total - done["small"]
+    for tenant, part in (("flood", 1), ("other", 1), ("gold", 2)):
+        assert abs(done[tenant] / rest - part / 4) < 0.05, done
+    assert set(refused) == {"flood", "other", "gold"} or set(refused) == set(done)
+    told = [each for those in refused.values() for each in those]
+    assert {code for code, _ in told} <= {"queue_full", "deadline"}
+    assert all(1 <= wait_s <= 60 for _, wait_s in told)
+
+
+def test_who_is_told_to_come_back_is_told_when_there_may_be_room():
+    async def main():
+        loop = asyncio.get_running_loop()
+        gate, told = Gate(Limits(max_waiting=10, queue_deadline_s=1000), lambda: 1), []
+
+        async def one():
+            try:
+                async with gate.passed(Claim(), 1):
+                    await asyncio.sleep(3)
+            except RefusedError as error:
+                told.append((loop.time(), error.retry_after_s, error.status))
+
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(60):
+                tasks.create_task(one())
+                await asyncio.sleep(0.01 if number < 11 else 2)
+        return told
+
+    told = simulate(main)
+    later = [wait for at, wait, _ in told if at > 60]
+
+    assert {status for *_, status in told} == {429}
+    assert later, "some were refused when the pace was known"
+    assert all(20 <= wait <= 40 for wait in later), "ten wait for three seconds each"
+
+
+TARGETS = {"x-spinney-ttft-ms": "250.5"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "default", "claim"),
+    [
+        ({}, None, Claim()),
+        ({}, 800.0, Claim(ttft_ms=800.0)),
+        (TARGETS, 800.0, Claim(ttft_ms=250.5)),
+        ({"x-spinney-tenant": "acme", "authorization": "Bearer k"}, None, Claim("acme")),
+        ({"x-spinney-priority": "-9"}, 800.0, Claim("", -9, 800.0)),
+        ({"x-spinney-priority": "3"} | TARGETS, None, Claim("", 3, 250.5)),
+    ],
+)
+def test_headers_come_before_the_routers_own_target(headers, default, claim):
+    assert read_claim(headers, default) == claim
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"x-spinney-ttft-ms": bad} for bad in ("0", "-1", "nan", "inf", "soon", "")
+    ] + [{"x-spinney-priority": bad} for bad in ("10", "-10", "1.5", "high")],
+)  # fmt: skip
+def test_headers_that_say_nothing_sensible_are_refused(headers):
+    with pytest.raises(BadInputError, match="x-spinney"):
+        read_claim(headers, None)
+
+
+def test_keys_tell_tenants_apart_and_are_not_kept():
+    one, other = (read_claim({"authorization": f"Bearer {key}"}, None).tenant for key in "ab")
+    assert one != other
+    assert "Bearer" not in one
+    assert read_claim({"authorization": "Bearer a"}, None).tenant == one
+
+
+@pytest.mark.parametrize("text", ["acme", "acme=", "=3", "acme=0", "acme=-1", "acme=x", "a=inf"])
+def test_a_share_that_is_none_is_refused(text):
+    with pytest.raises(BadInputError, match="NAME=PARTS"):
+        parse_share(text)
+
+
 # Served
 
 PROMPT = {"prompt": "Once upon a time", "max_tokens": 3, "stream": True}
@@ -298,6 +438,26 @@ def test_a_target_that_cannot_be_met_is_refused_and_one_that_can_is_served():
             assert (early.status, early.json["error"]["code"]) == (503, "deadline")
             assert (fine.status, wrong.status) == (200, 400)
             assert "x-spinney-ttft-ms" in wrong.json["error"]["message"]
+
+    asyncio.run(main())
+
+
+def test_the_routers_own_target_holds_for_requests_that_say_nothing():
+    async def main():
+        async with fleet("d", **SLOW, max_running_per_worker=1, ttft_target_ms=20_000) as world:
+            for _ in range(ENOUGH):
+                assert (await world.ask(PROMPT)).status == 200
+        async with fleet("d", **SLOW, max_running_per_worker=1, ttft_target_ms=150) as world:
+            world.decode[0].hold = asyncio.Event()
+            first = asyncio.ensure_future(world.ask(PROMPT))
+            await until(lambda: bool(world.decode[0].seen), "one is served")
+            late = await world.ask(PROMPT)
+            asked = asyncio.ensure_future(world.ask(PROMPT, headers={"x-spinney-ttft-ms": "60000"}))
+            await until(lambda: world.router.serving.waiting("m") == 1, "it may wait")
+            world.decode[0].hold.set()
+            assert ((await first).status, (await asked).status) == (200, 200)
+            assert (late.status, late.json["error"]["code"]) == (503, "deadline")
+            assert late.headers["retry-after"].isdigit()
 
     asyncio.run(main())
 

@@ -172,6 +172,13 @@ _deadline = click.FloatRange(min=0.001)
     help="When first tokens are wanted; requests that would be later are refused with 503. "
     "A request's own target is its header x-spinney-ttft-ms.",
 )
+@click.option(
+    "--tenant-share",
+    "tenant_shares",
+    multiple=True,
+    metavar="NAME=PARTS",
+    help="Parts of busy workers that a tenant has; others have 1.",
+)
 @click.option("--seed", type=int, help="Makes the choice between equals repeatable.")
 @click.option(
     "--log-level",
@@ -220,6 +227,7 @@ class Options:
     max_waiting: int
     queue_deadline: float
     ttft_target_ms: float | None
+    tenant_shares: tuple[str, ...]
     seed: int | None
     log_level: str
     log_json: bool
@@ -235,6 +243,7 @@ class Options:
                 f"that differ"
             )
         self.policy()
+        self.limits()
         if self.workers and (self.selector or self.kubeconfig):
             raise BadInputError("--worker and --selector or --kubeconfig exclude each other")
 
@@ -259,6 +268,7 @@ class Options:
             max_waiting=self.max_waiting,
             queue_deadline_s=self.queue_deadline,
             ttft_target_ms=self.ttft_target_ms,
+            tenant_shares=tuple(parse_share(text) for text in self.tenant_shares),
         )
 
 
@@ -288,6 +298,20 @@ def listen(host: str, port: int, unread_s: float) -> socket.socket:
             f"cannot listen on {host}:{port}: {error.strerror or error}{advice}"
         ) from error
     return listener
+
+
+def parse_share(text: str) -> tuple[str, float]:
+    """Return the tenant and the parts that ``NAME=PARTS`` gives it; raise BadInputError."""
+    name, _, parts = text.rpartition("=")
+    try:
+        share = float(parts)
+    except ValueError:
+        share = 0.0
+    if not name or not 0 < share < float("inf"):
+        raise BadInputError(
+            f"--tenant-share {text}: write NAME=PARTS, PARTS being a number above 0, as acme=3"
+        )
+    return name, share
 
 
 async def run(options: Options, listener: socket.socket) -> None:

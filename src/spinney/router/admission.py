@@ -13,12 +13,13 @@ import asyncio
 from collections import deque
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from math import ceil
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from spinney.errors import SpinneyError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from spinney.router.limits import Limits
 
@@ -26,6 +27,8 @@ T = TypeVar("T")
 
 MAX_TENANTS = 4096
 """Tenants whose past share is remembered; beyond it the ones that have had least are forgotten."""
+MAX_RETRY_AFTER_S = 60
+"""The most that a refused client is told to wait: the forecast is no better than that."""
 FORGETTING = 0.97
 """What an observation counts for after one more."""
 ENOUGH = 8
@@ -51,10 +54,14 @@ class _Line(Generic[T]):
 
 
 class FairQueue(Generic[T]):
-    """A bounded queue that shares out turns by cost."""
+    """A bounded queue that shares out turns by cost.
 
-    def __init__(self, capacity: int) -> None:
+    A tenant has one part of what there is, or as many as *shares* say.
+    """
+
+    def __init__(self, capacity: int, shares: Mapping[str, float] | None = None) -> None:
         self._capacity = capacity
+        self._shares = shares or {}
         self._lines: dict[int, dict[str, _Line[T]]] = {}
         self._had: dict[str, float] = {}
         self._now = 0.0
@@ -74,27 +81,37 @@ class FairQueue(Generic[T]):
         line = lines.get(tenant)
         if line is None:
             line = lines[tenant] = _Line(max(self._now, self._had.get(tenant, 0.0)))
-        line.items.append((item, cost))
+        line.items.append((item, cost / self._shares.get(tenant, 1.0)))
         self._size += 1
         return self._overflow(priority) if self._size > self._capacity else None
 
-    def pop(self) -> T | None:
-        """Take out whose turn it is; None when nobody waits."""
-        if not self._size:
-            return None
-        lines = self._lines[max(self._lines)]
-        tenant = min(lines, key=lambda name: (lines[name].due, name))
-        line = lines[tenant]
-        item, cost = line.items.popleft()
+    def pop(self, gone: Callable[[T], bool] = lambda _: False) -> T | None:
+        """Take out whose turn it is; None when nobody waits.
+
+        Those that are *gone* are taken out on the way, and cost their tenants nothing.
+        """
+        while self._size:
+            priority = max(self._lines)
+            lines = self._lines[priority]
+            tenant = min(lines, key=lambda name: (lines[name].due, name))
+            line = lines[tenant]
+            item, cost = line.items.popleft()
+            left = gone(item)
+            if not left:
+                self._charge(tenant, line, cost)
+            self._removed(priority, tenant)
+            if not left:
+                return item
+        return None
+
+    def _charge(self, tenant: str, line: _Line[T], cost: float) -> None:
         self._now = max(self._now, line.due)
         line.due += cost
         self._had[tenant] = max(line.due, self._had.get(tenant, 0.0))
-        self._removed(max(self._lines), tenant)
         if len(self._had) > MAX_TENANTS:
             self._had = {name: had for name, had in self._had.items() if had > self._now}
             while len(self._had) > MAX_TENANTS:
                 self._had.pop(next(iter(self._had)))
-        return item
 
     def discard(self, item: T, tenant: str, priority: int) -> bool:
         """Take *item* out; return whether it was there."""
@@ -173,7 +190,8 @@ class Gate:
         """*capacity* says how many requests may run now."""
         self._limits = limits
         self._capacity = capacity
-        self._queue: FairQueue[asyncio.Future[None]] = FairQueue(limits.max_waiting)
+        shares = dict(limits.tenant_shares)
+        self._queue: FairQueue[asyncio.Future[None]] = FairQueue(limits.max_waiting, shares)
         self._turn_s = 0.0
         self._last_out_s = 0.0
         self.running = 0
@@ -216,7 +234,7 @@ class Gate:
                 await turn
         except TimeoutError:
             self._give_up(turn, claim)
-            raise too_late(1000 * most_s, 1000 * most_s) from None
+            raise self._waited(most_s) from None
         except asyncio.CancelledError:
             self._give_up(turn, claim)
             raise
@@ -237,8 +255,8 @@ class Gate:
     def look(self) -> None:
         """Let in who may be let in now; call it when there is more room than before."""
         while self._queue and self.running < self._capacity():
-            turn = self._queue.pop()
-            if turn is not None and not turn.done():
+            turn = self._queue.pop(asyncio.Future.done)
+            if turn is not None:
                 self.running += 1
                 turn.set_result(None)
 
@@ -248,7 +266,17 @@ class Gate:
             f"ask again later",
             status=429,
             code="queue_full",
-            retry_after_s=max(1, round(self._turn_s * len(self._queue))),
+            retry_after_s=_retry_after(self.wait_ms() / 1000),
+        )
+
+    def _waited(self, most_s: float) -> RefusedError:
+        return RefusedError(
+            f"it was not its turn within {most_s:g} s, and a later answer is not wanted "
+            f"(x-spinney-ttft-ms, --ttft-target-ms, --queue-deadline); {len(self._queue)} others "
+            f"wait; ask again later, or allow more",
+            status=503,
+            code="deadline",
+            retry_after_s=_retry_after(self.wait_ms() / 1000),
         )
 
 
@@ -259,5 +287,9 @@ def too_late(wanted_ms: float, expected_ms: float) -> RefusedError:
         f"{expected_ms:.0f} ms now; ask again later, or allow more",
         status=503,
         code="deadline",
-        retry_after_s=max(1, round((expected_ms - wanted_ms) / 1000)),
+        retry_after_s=_retry_after((expected_ms - wanted_ms) / 1000),
     )
+
+
+def _retry_after(seconds: float) -> int:
+    return min(MAX_RETRY_AFTER_S, max(1, ceil(seconds)))

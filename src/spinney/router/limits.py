@@ -34,6 +34,8 @@ class Limits:
     """Requests for a model that wait for others to end; more are refused with 429."""
     queue_deadline_s: float = 30.0
     """How long a request waits for its turn."""
+    tenant_shares: tuple[tuple[str, float], ...] = ()
+    """How many parts of busy workers tenants have; those that are not here have one."""
     ttft_target_ms: float | None = None
     """When first tokens are wanted of requests that do not say; None is at any time."""
 
