@@ -230,16 +230,49 @@ def test_no_step_takes_capacity_below_the_floor(
         world.plan()
 
 
-@settings(max_examples=120, deadline=None)
-@given(
-    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=3),
-    floor=st.sampled_from([0, 50, 75, 100]),
-    unavailable=st.sampled_from([0, 1, "25%"]),
-    surge=st.sampled_from([1, 2, "25%"]),
-    script=st.lists(events, max_size=10),
-    bits=st.integers(0, 2**20),
-)
+def ends(world: World) -> bool:
+    """Whether the update ends when all comes up; if not, it has to say what it lacks."""
+    for _ in range(80):
+        world.come_up(-1)
+        found = world.plan()
+        if found.done or found.blocked:
+            return found.done
+    raise AssertionError(world.roles)
+
+
+surges = {
+    "sizes": st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    "floor": st.sampled_from([0, 50, 75, 100]),
+    "unavailable": st.sampled_from([0, 1, "25%"]),
+    "surge": st.sampled_from([1, 2, "25%"]),
+    "script": st.lists(events, max_size=10),
+    "bits": st.integers(0, 2**20),
+}
+
+
+@settings(max_examples=60, deadline=None)
+@given(**surges)
 def test_with_a_surge_every_update_comes_to_its_end(
+    sizes: list[int],
+    floor: int,
+    unavailable: int | str,
+    surge: int | str,
+    script: list[tuple[str, int]],
+    bits: int,
+) -> None:
+    world = World(sizes, Budget(Fraction(floor, 100), unavailable, surge), set())
+    world.retarget(1)
+    for what, pick in script:
+        if what == "scale":
+            world.scale(pick)
+        world.plan()
+        world.come_up(bits)
+    assert ends(world), world.roles
+
+
+@settings(max_examples=60, deadline=None)
+@given(**surges)
+def test_an_update_that_overtook_others_ends_or_says_what_it_lacks(
     sizes: list[int],
     floor: int,
     unavailable: int | str,
@@ -256,11 +289,37 @@ def test_with_a_surge_every_update_comes_to_its_end(
             world.scale(pick)
         world.plan()
         world.come_up(bits)
-    for _ in range(80):
-        world.come_up(-1)
-        if world.plan().done:
-            return
-    raise AssertionError(world.roles)
+    if not ends(world):
+        world.budget = replace(world.budget, max_surge="100%")
+        assert ends(world), world.roles
+
+
+@pytest.mark.parametrize(
+    ("prefill", "decode", "floor"),
+    [
+        pytest.param("AABB", "AB", Fraction(3, 4), id="a unit goes back where all others pair"),
+        pytest.param("BAAB", "AB", Fraction(3, 4), id="also where it served"),
+        pytest.param("ABBBBB", "AB", Fraction(1), id="to the larger of the old revisions"),
+    ],
+)
+def test_units_of_many_revisions_gather_in_one_before_they_go_ahead(
+    prefill: str, decode: str, floor: Fraction
+) -> None:
+    world = World([len(prefill) - 1, len(decode) - 1], Budget(floor, 0, 1), set())
+    world.roles = [
+        replace(role("r0", prefill, wanted=len(prefill) - 1)),
+        replace(role("r1", decode, wanted=len(decode) - 1)),
+    ]
+    world.retarget(2)
+    assert world.plan().blocked == ""
+    assert ends(world), world.roles
+
+
+def test_a_role_does_not_go_where_the_others_cannot_follow() -> None:
+    """One decode pair of each old revision is needed, so a new prefill would pair with nothing."""
+    roles = [role("p", "AABB", wanted=3), role("d", "AB", wanted=1)]
+    found = step(roles, Budget(Fraction(3, 4), 0, 1))
+    assert "C" not in units(found)["p"]
 
 
 def test_a_broken_revision_costs_its_budget_and_can_be_rolled_back() -> None:

@@ -114,13 +114,16 @@ def step(roles: Sequence[Role], budget: Budget, *, paused: bool = False) -> Step
     while moved:
         moved = False
         for candidate in _candidates(work, budget, paused=paused):
-            changed = [candidate if role.name == candidate.name else role for role in work]
+            changed = _replaced(work, candidate)
             if _allowed(work, changed, candidate, budget):
                 work, moved = changed, True
                 break
     same = all(new.plan == old.plan for new, old in zip(work, roles, strict=True))
     done = same and all(role.settled and not role.leaving for role in work)
     waiting = any(not all(role.ready) for role in work)
+    if same and not (done or paused or waiting):
+        work = _regathered(work, budget)
+        same = all(new.plan == old.plan for new, old in zip(work, roles, strict=True))
     blocked = "" if done or paused or waiting or not same else _why_blocked(work, budget)
     return Step({role.name: role.plan for role in work}, capacity(work), done, blocked)
 
@@ -258,17 +261,65 @@ def _candidates(work: Sequence[Role], budget: Budget, *, paused: bool) -> Iterat
         return
     for serving in (False, True):
         for role in order:
-            tried = {role.target}
-            for i, pod_hash in enumerate(role.plan):
-                if pod_hash not in tried and role.ready[i] == serving:
-                    tried.add(pod_hash)
-                    yield _flipped(role, i)
+            yield from _flips(work, role, serving=serving)
 
 
-def _flipped(role: Role, i: int) -> Role:
+def _flips(work: Sequence[Role], role: Role, *, serving: bool) -> Iterator[Role]:
+    """Yield *role* with one unit of each old revision changed, that first which leaves most."""
+    first: dict[str, int] = {}
+    for i, pod_hash in enumerate(role.plan):
+        if pod_hash != role.target and role.ready[i] == serving:
+            first.setdefault(pod_hash, i)
+    found = [_flipped(role, i) for i in first.values()]
+    if len(found) > 1:
+        left = [capacity(_replaced(work, new)) for new in found]
+        found = [found[k] for k in sorted(range(len(found)), key=lambda k: -left[k])]
+    yield from found
+
+
+def _flipped(role: Role, i: int, to: str | None = None) -> Role:
     plan, ready = list(role.plan), list(role.ready)
-    plan[i], ready[i] = role.target, False
+    plan[i], ready[i] = to or role.target, False
     return _with(role, plan, ready)
+
+
+def _regathered(work: Sequence[Role], budget: Budget) -> list[Role]:
+    """Return *work*, which is stuck, with one unit back in an old revision where it can pair.
+
+    An update that was overtaken by another leaves units of many revisions, each of which holds a
+    part of the capacity, so that none may go. Where one old revision has all of it, the units of
+    the others are free to go ahead. Unchanged where nothing would bring one nearer to that.
+    """
+    best, found = _gathered(work), list(work)
+    for role in work:
+        old = sorted({*role.plan, *role.sets} - {role.target})
+        for i, pod_hash in enumerate(role.plan):
+            for to in old:
+                new = _flipped(role, i, to)
+                changed = _replaced(work, new)
+                then = _gathered(_replaced(work, replace(new, ready=role.ready)))
+                if to == pod_hash or then <= best:
+                    continue
+                if _allowed(work, changed, new, budget, back=True):
+                    best, found = then, changed
+    return found
+
+
+def _gathered(work: Sequence[Role]) -> tuple[Fraction, Fraction]:
+    """Return the most that one old revision has: of its weakest role, and of all roles together."""
+    paired = [role for role in work if role.paired and role.wanted]
+    served = [_served(role) for role in paired]
+    old = {r for one in served for own in one for r in own}
+    old -= {r for role in paired for r in role.sets.get(role.target) or (f"={role.target}",)}
+    has = [
+        [
+            min(Fraction(1), sum((s for own, s in one.items() if r in own), Fraction(0)))
+            for one in served
+        ]
+        for r in sorted(old)
+    ]
+    none = Fraction(0)
+    return max(((min(shares), sum(shares, none)) for shares in has), default=(none, none))
 
 
 def _new_share(role: Role, *, serving: bool = False) -> Fraction:
@@ -282,22 +333,72 @@ def _in_flight(role: Role) -> int:
     return sum(pod_hash == role.target and not ready for pod_hash, ready in pairs)
 
 
-def _allowed(before: Sequence[Role], after: Sequence[Role], new: Role, budget: Budget) -> bool:
+def _allowed(
+    before: Sequence[Role], after: Sequence[Role], new: Role, budget: Budget, *, back: bool = False
+) -> bool:
+    """Tell whether a role may become *new*; with *back* it goes to an old revision, not ahead."""
     old = next(role for role in before if role.name == new.name)
-    if len(new.plan) == len(old.plan):
+    if len(new.plan) == len(old.plan) and not back:
         limit = max(1, budget.unavailable(old) + budget.surge(old))
         # Also a unit that does not serve is left to its revision until the others' new ones are
         # there for it: with its like it may serve again, alone in the new one it cannot.
         if _in_flight(old) >= limit or (old.paired and not _leads(before, old)):
             return False
+        if old.paired and not _is_followed(after, new, budget, _least(before, budget)):
+            return False
+    return _affordable(after, old, new, budget, _least(before, budget))
+
+
+def _least(before: Sequence[Role], budget: Budget) -> Fraction:
+    """Return what capacity has to be left. An estimate of what there was is taken high."""
+    return min(budget.floor, _capacity(before, _paired_bound))
+
+
+def _affordable(
+    after: Sequence[Role], old: Role, new: Role, budget: Budget, least: Fraction
+) -> bool:
     if sum(new.ready) == sum(old.ready):
         return True
     if sum(old.ready) < min(old.minimum, old.wanted):
         return False
     if sum(new.ready) < old.wanted - budget.unavailable(old):
         return False
-    # Where capacity is an estimate, what there was is taken high and what is left low.
-    return capacity(after) >= min(budget.floor, _capacity(before, _paired_bound))
+    return capacity(after) >= least
+
+
+def _is_followed(after: Sequence[Role], new: Role, budget: Budget, least: Fraction) -> bool:
+    """Tell whether the roles that *new* gets ahead of can each take a unit when it is ready.
+
+    A unit that nothing can follow pairs with nothing; it would only be missing among the old ones.
+    """
+    there = [_arrived(role) for role in after]
+    ahead = _new_share(new)
+    behind = [r.name for r in there if r.paired and r.wanted and _new_share(r) < ahead]
+    while behind:
+        for role in (r for r in there if r.name in behind):
+            flips = [f for serving in (False, True) for f in _flips(there, role, serving=serving)]
+            possible = [
+                flip
+                for flip in flips
+                if _affordable(_replaced(there, flip), role, flip, budget, least)
+            ]
+            if possible:
+                there = _replaced(there, _arrived(possible[0]))
+                behind.remove(role.name)
+                break
+        else:
+            return False
+    return True
+
+
+def _arrived(role: Role) -> Role:
+    """Return the role as it is when its units of the target are ready."""
+    pairs = zip(role.plan, role.ready, strict=True)
+    return _with(role, role.plan, (ready or own == role.target for own, ready in pairs))
+
+
+def _replaced(work: Sequence[Role], new: Role) -> list[Role]:
+    return [new if role.name == new.name else role for role in work]
 
 
 def _leads(work: Sequence[Role], own: Role) -> bool:
