@@ -68,6 +68,14 @@ def _entitled(ledger: Ledger, gang: Gang, amount: Amounts) -> bool:
     return gang.preemptible is not False or within(plus(ledger.firm[queue], amount), quota)
 
 
+def may_reclaim(ledger: Ledger, wish: Wish, units: Iterable[Unit]) -> list[Unit]:
+    """Return what may be taken of *units*, in their order, for *wish*; nothing if its queue has
+    all that is its due."""
+    if not _entitled(ledger, wish.gang, wish.amount):
+        return []
+    return list(_Taking(ledger, wish).permitted(units))
+
+
 def _pool(session: Session, ledger: Ledger, queue: str) -> Pool:
     """Return what the gangs of *queue* may displace of other queues."""
     found: dict[str, list[Unit]] = {}

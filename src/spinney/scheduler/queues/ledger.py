@@ -272,8 +272,8 @@ def _excess(have: Amounts, more: Amounts, bound: Amounts) -> tuple[str, int, int
 
 def _against(excess: tuple[str, int, int, int]) -> str:
     name, most, mine, wanted = excess
-    bound, have, more = (amount_text(name, value) for value in (most, mine, wanted))
-    return f"{bound} {name} ({have} in use, {more} more wanted)"
+    have, more = (amount_text(name, value).removesuffix(" of") for value in (mine, wanted))
+    return f"{amount_text(name, most)} {name} ({have} in use, {more} more wanted)"
 
 
 def amount_text(resource: str, amount: int) -> str:

@@ -80,7 +80,7 @@ def queue_info(queue: Queue) -> QueueInfo:
 
 
 def _amount(value: float, unit: int) -> int:
-    return UNLIMITED if value < 0 else int(Fraction(value) * unit)
+    return UNLIMITED if value < 0 else round(Fraction(value) * unit)
 
 
 def _seconds(text: str | None) -> float | None:
