@@ -16,7 +16,13 @@ from spinney.api.core import Event, Pod
 from spinney.api.podgang import PodGang
 from spinney.api.podgroup import PodGroup, UpstreamPodGroup
 from spinney.api.queue import Queue
-from spinney.scheduler.said import Said, is_said_placed, kai_reason, with_said
+from spinney.scheduler.said import (
+    Said,
+    is_said_placed,
+    kai_reason,
+    same_but_for_figures,
+    with_said,
+)
 from spinney.scheduler.scheduler_metrics import reason_class
 from spinney.scheduler.setup import register
 from spinney.scheduler.verdict import Verdict
@@ -145,6 +151,35 @@ def test_what_is_said_already_is_not_said_again(kind: Any) -> None:
     assert placed is not None
     assert is_said_placed(placed)
     assert with_said(placed, Said(placed=True, message="on nodes", score=1.0), "later") is None
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("best domain r1 has 8 GPUs free", "best domain r2 has 4 GPUs free", True),
+        ("0/4 nodes: 3 insufficient cpu", "1/4 nodes: 2 insufficient cpu", True),
+        ("queue a is at its limit of 1.5Gi", "queue b is at its limit of 2Gi", False),
+        ("would fit in one zone instead", "would fit in one block instead", False),
+    ],
+)
+def test_other_figures_are_no_news(one: str, other: str, same: bool) -> None:
+    assert (same_but_for_figures(one) == same_but_for_figures(other)) == same
+
+
+def test_a_gang_whose_figures_change_is_reported_once_and_says_the_last_ones() -> None:
+    async def scene(cluster: SimulatedCluster) -> None:
+        await create(cluster, gang("big", 9, 2))
+        await asyncio.sleep(1)
+        for at in range(3):
+            await create(cluster, gang(f"small{at}", 1))
+            await asyncio.sleep(1)
+            await cluster.client.delete(Pod, f"small{at}-p-0", "default")
+            await asyncio.sleep(60)
+            await create(cluster, gang(f"stays{at}", 1))
+            await asyncio.sleep(1)
+        assert await events(cluster, "big") == [("FailedScheduling", "no room")]
+
+    play(scene)
 
 
 def test_an_upstream_group_has_upstreams_condition() -> None:

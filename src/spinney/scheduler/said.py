@@ -7,6 +7,7 @@ node pool with one of KAI's reasons. Pure: an object in, the object as it should
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,10 @@ from spinney.api.podgroup import PodGroup, SchedulingCondition, UpstreamPodGroup
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+_FIGURES = re.compile(r"\b\d+(\.\d+)?(m|Ki|Mi|Gi|Ti)?\b")
+_NODES = re.compile(r"\d+/\d+ nodes")
+_BEST = re.compile(r"best domain \S+")
 
 GangObject = PodGang | PodGroup | UpstreamPodGroup
 
@@ -69,6 +74,21 @@ def is_said_placed(obj: GangObject) -> bool:
     kind = SCHEDULED if isinstance(obj, PodGang) else GROUP_SCHEDULED
     found = find_condition(obj.status.conditions, kind)
     return found is not None and found.status == "True"
+
+
+def said_before(obj: GangObject) -> str:
+    """Return why *obj* says that it is not placed; empty when it does not say so."""
+    if isinstance(obj, PodGroup):
+        return next((c.message for c in obj.status.scheduling_conditions), "")
+    kind = SCHEDULED if isinstance(obj, PodGang) else GROUP_SCHEDULED
+    found = find_condition(obj.status.conditions, kind)
+    return found.message if found is not None and found.status == "False" else ""
+
+
+def same_but_for_figures(reason: str) -> str:
+    """Return what is the same for reasons that differ only in how much there is, and where."""
+    parts = (part for part in reason.split("; ") if not _NODES.match(part))
+    return _FIGURES.sub("#", _BEST.sub("best domain #", "; ".join(parts)))
 
 
 def _fields(condition: Condition) -> tuple[str, str, str]:

@@ -14,7 +14,15 @@ from spinney.api.meta import find_condition
 from spinney.clock import rfc3339
 from spinney.kube import transport as wire
 from spinney.kube.errors import ConflictError, NotFoundError
-from spinney.scheduler.said import SCHEDULED, UNSCHEDULABLE, Said, is_said_placed, with_said
+from spinney.scheduler.said import (
+    SCHEDULED,
+    UNSCHEDULABLE,
+    Said,
+    is_said_placed,
+    said_before,
+    same_but_for_figures,
+    with_said,
+)
 
 if TYPE_CHECKING:
     from spinney.api.core import Pod
@@ -46,8 +54,11 @@ class StatusWriter:
         """Uid of a pod to the node it was told is kept for it, likewise."""
 
     async def gang_unplaced(self, gang: GangObject, reason: str) -> None:
-        """Say on *gang* why it is not placed, and report it if that is news."""
-        if await self._write(gang, Said(placed=False, message=reason, pool=self._pool)):
+        """Say on *gang* why it is not placed, and report it if that is news: other figures are
+        not."""
+        before = said_before(gang)
+        wrote = await self._write(gang, Said(placed=False, message=reason, pool=self._pool))
+        if wrote and same_but_for_figures(before) != same_but_for_figures(reason):
             self._events.event(gang, "Warning", FAILED_EVENT, reason)
 
     async def gang_placed(self, gang: GangObject, score: float, text: str) -> bool:
@@ -68,10 +79,14 @@ class StatusWriter:
         return True
 
     async def pod_unplaced(self, pod: Pod, reason: str, *, report: bool) -> None:
-        """Say on *pod* why it has no node; *report* it as an event too if that is news."""
+        """Say on *pod* why it has no node; *report* it as an event too. Other figures are no news:
+        those of the moment are on the gang."""
         found = find_condition(pod.status.conditions, POD_SCHEDULED)
         said = found.message if found and found.reason == UNSCHEDULABLE else ""
-        if reason in (said, self._told.get(pod.metadata.uid)):
+        known = {
+            same_but_for_figures(text) for text in (said, self._told.get(pod.metadata.uid, ""))
+        }
+        if same_but_for_figures(reason) in known:
             return
         now = rfc3339(self._clock.now())
         since = (found.last_transition_time if found and found.status == "False" else None) or now
