@@ -69,7 +69,8 @@ class Discovery:
         self._by_version: dict[str, list[Resource]] = {}
 
     async def resources(self, *, fresh: bool = False) -> list[Resource]:
-        """Return all resources, each in its group's preferred version; core ones first."""
+        """Return all resources, core ones first, each in its group's preferred version if it is
+        in that, else in the first one that has it."""
         if self._found is None or fresh:
             self._found = await self._read_all()
         return self._found
@@ -104,7 +105,7 @@ class Discovery:
         )
 
     async def _read_all(self) -> list[Resource]:
-        versions = [*await self._core_versions(), *await self._preferred_versions()]
+        versions = [*await self._core_versions(), *await self._group_versions()]
         limit = asyncio.Semaphore(MAX_PARALLEL)
 
         async def read(version: str) -> list[Resource]:
@@ -113,17 +114,30 @@ class Discovery:
 
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(read(version)) for version in versions]
-        return [resource for task in tasks for resource in task.result()]
+        found: dict[tuple[str, str], Resource] = {}
+        for task in tasks:
+            for resource in task.result():
+                found.setdefault((resource.group, resource.plural), resource)
+        return list(found.values())
 
     async def _core_versions(self) -> list[str]:
         response = await self._client.raw(ApiRequest("GET", "/api"))
         return msgspec.json.decode(response.body, type=_Versions).versions
 
-    async def _preferred_versions(self) -> list[str]:
+    async def _group_versions(self) -> list[str]:
+        """Return all versions of all groups, each group's preferred one first.
+
+        A kind need not be in its group's preferred version.
+        """
         response = await self._client.raw(ApiRequest("GET", "/apis"))
         groups = msgspec.json.decode(response.body, type=_Groups).groups
-        chosen = [g.preferred_version or g.versions[0] for g in groups if g.versions]
-        return [version.group_version for version in chosen]
+        ordered = [
+            version.group_version
+            for group in groups
+            for version in (group.preferred_version, *group.versions)
+            if version is not None
+        ]
+        return list(dict.fromkeys(ordered))
 
     async def _read_version(self, api_version: str) -> list[Resource]:
         """Return what one group version serves: nothing where it is unknown or unwell."""
