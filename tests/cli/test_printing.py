@@ -116,6 +116,25 @@ def test_status_counts_gpus_in_use_and_tells_what_is_pending():
     assert "gang default/big-0: needs 12 GPUs in one rack" in text
 
 
+def test_status_says_where_clients_are_answered():
+    pcs = PodCliqueSet(
+        metadata=ObjectMeta(name="svc", namespace="default"),
+        spec=PodCliqueSetSpec(template=PodCliqueSetTemplate()),
+    )
+    router, worker = a_pod("r", "router"), a_pod("b", "both")
+    elsewhere = a_pod("other")
+    elsewhere.metadata.namespace = "another"
+    api = "  OpenAI's API: http://127.10.0.2:8000/v1"
+
+    def told(*pods):
+        lines = status_lines([], pods, [pcs], [])
+        return [line for line in lines if "API" in line or "pods ready" in line]
+
+    assert told(router, worker, elsewhere) == ["Service default/svc: 2 of 2 pods ready", api]
+    assert told(worker)[1:] == [api]
+    assert told(a_pod("p"), a_pod("r", "router", ready=False))[1:] == []
+
+
 def test_an_endpoint_is_the_pods_address_and_its_http_port():
     assert endpoint(a_pod("a")) == "http://127.10.0.2:8000"
     homeless = msgspec.structs.replace(a_pod("a"), status=PodStatus())

@@ -11,14 +11,11 @@ import click
 from spinney.api.core import Pod
 from spinney.api.meta import is_true
 from spinney.api.names import MODEL, PART_OF, ROLE
-from spinney.cli.completion import Answer, endpoint, stream_chat
+from spinney.cli.completion import FRONT_ROLES, Answer, endpoint, stream_chat
 from spinney.cli.session import CommandError, Session, namespace_option, pass_session
 
 if TYPE_CHECKING:
     from spinney.kube.client import KubeClient
-
-FRONT_ROLES = ("router", "both")
-"""Who answers clients, in order of preference."""
 
 
 @click.command()

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from spinney.api.core import Pod
 
+FRONT_ROLES = ("router", "both")
+"""Who answers clients, in order of preference."""
 DEADLINE_S = 120.0
 """No answer of the models this serves takes longer."""
 

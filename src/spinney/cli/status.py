@@ -11,6 +11,7 @@ from spinney.api.grove import PodCliqueSet
 from spinney.api.meta import find_condition, is_true
 from spinney.api.names import MODEL, PART_OF, ROLE
 from spinney.api.podgang import PodGang
+from spinney.cli.completion import FRONT_ROLES, endpoint
 from spinney.cli.session import Session, columns, pass_session
 from spinney.local.home import ClusterHome
 
@@ -51,10 +52,13 @@ def status_lines(
     if not sets:
         return [*lines, "", "No service yet: try `spinney apply -f examples/disaggregated/`"]
     for pcs in sets:
-        mine = [p for p in pods if p.labels.get(PART_OF) == pcs.name]
+        mine = [
+            p for p in pods if p.labels.get(PART_OF) == pcs.name and p.namespace == pcs.namespace
+        ]
         ready = sum(is_true(p.status.conditions, "Ready") for p in mine)
         lines += ["", f"Service {pcs.key}: {ready} of {len(mine)} pods ready"]
         lines += [f"  {line}" for line in columns([_POD_HEADER, *_pod_rows(mine)])]
+        lines += [f"  OpenAI's API: {url}/v1" for url in _fronts(mine)]
     pending = [line for gang in gangs for line in _pending(gang)]
     return [*lines, *(["", "Pending:", *pending] if pending else [])]
 
@@ -71,6 +75,20 @@ def _node_rows(nodes: Sequence[Node], pods: Sequence[Pod]) -> list[list[str]]:
         rack = node.labels.get("topology.kubernetes.io/rack", "")
         rows.append([node.name, rack, f"{gpus} of {have}", str(len(here))])
     return rows
+
+
+def _fronts(pods: Sequence[Pod]) -> list[str]:
+    """Return where clients are answered: at routers, or at whole workers where there is none."""
+    ready = [p for p in pods if is_true(p.status.conditions, "Ready") and not p.deleting]
+    for role in FRONT_ROLES:
+        found = [endpoint(p) for p in ready if p.labels.get(ROLE) == role and _listens(p)]
+        if found:
+            return found
+    return []
+
+
+def _listens(pod: Pod) -> bool:
+    return bool(pod.status.pod_ip) and any(c.ports for c in pod.spec.containers)
 
 
 def _gpus(pod: Pod) -> int:
