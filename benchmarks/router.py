@@ -44,6 +44,9 @@ async def worker(scope: Any, receive: Any, send: Any) -> None:
         parts.append(message.get("body", b""))
         if not message.get("more_body"):
             break
+    if scope["path"] == "/health":
+        await whole(send, {"status": "ok"})
+        return
     if scope["path"] == "/v1/models":
         await whole(send, {"object": "list", "data": [{"id": "m"}]})
         return

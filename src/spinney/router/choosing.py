@@ -12,17 +12,21 @@ from typing import TYPE_CHECKING
 
 from spinney.router.fleet import Fleets
 from spinney.router.load import view_of
-from spinney.router.picker import Nobody, pick_prefill
+from spinney.router.picker import Nobody, View, pick, pick_prefill
 
 if TYPE_CHECKING:
     from random import Random
 
     from spinney.router.limits import Limits
     from spinney.router.load import Faults, Ledger
-    from spinney.router.picker import Ask, Choice, Pick, Policy, View
+    from spinney.router.picker import Ask, Choice, Pick, Policy
     from spinney.router.table import WorkerTable
     from spinney.router.vigil import Vigil
     from spinney.router.workers import Worker
+
+
+FEW = 4
+"""Workers among which looking at every pair takes less time than making arrays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,9 @@ class Chooser:
     def _pick(self, ask: Ask, avoided: frozenset[str]) -> Choice | Nobody:
         table = self._table
         roster = table.roster(ask.model)
+        if len(roster.prefillers) + len(roster.decoders) <= FEW:
+            seen = View(table.workers(), self._ledger.loads_now(), avoided, table.rosters)
+            return pick(ask, seen, self._policy, self._rng)
         fleet = self._fleets.of(ask.model, roster, table.rosters, self._ledger.loads_now())
         return fleet.pick(ask, avoided, self._rng)
 

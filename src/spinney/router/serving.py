@@ -745,7 +745,7 @@ def _settle(run: Run) -> None:
     """Note what came of *run*, also where its stream broke off or its client went away."""
     story = run.story
     story.attempts, story.migrations = run.attempt, run.migrations
-    if story.output_tokens is None and run.journal is not None:
+    if story.output_tokens is None and run.journal is not None and not run.reply.finished:
         run.journal.read()
         story.output_tokens = len(run.journal.tokens) or None
 

@@ -12,20 +12,18 @@ from contextlib import suppress
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
-import aiohttp
 import msgspec
 
+from spinney.router.http_client import BrokenError, ConnectError, HttpClient
 from spinney.router.openai import read_error, read_models
+from spinney.router.workers import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from types import SimpleNamespace
 
+    from spinney.router.http_client import Connection
     from spinney.router.limits import Limits
-    from spinney.router.workers import Stage, Worker
-
-KEEP_ALIVE_S = 3.0
-"""Idle connections are closed before the worker's server does (uvicorn: after 5 s)."""
+    from spinney.router.workers import Worker
 
 STALE_WITHIN_S = 0.05
 """How soon a reused connection has to break for the break to count as the worker's idle close."""
@@ -179,106 +177,80 @@ class HttpUpstream:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._session: aiohttp.ClientSession | None = None
+        self._client = HttpClient(limits.connect_timeout_s)
 
     async def __aenter__(self) -> HttpUpstream:
-        tracing = aiohttp.TraceConfig()
-        tracing.on_connection_reuseconn.append(_note_reuse)
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
-            timeout=aiohttp.ClientTimeout(sock_connect=self._limits.connect_timeout_s),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
-            trace_configs=[tracing],
-            read_bufsize=1 << 16,
-        )
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
-        if self._session is not None:
-            await self._session.close()
+        self._client.close()
 
     async def open(
         self, worker: Worker, stage: Stage, path: str, headers: Mapping[str, str], body: bytes
     ) -> Answer:
         """Return the answer to a POST; see `Upstream.open`."""
         loop = asyncio.get_running_loop()
-        used: dict[str, bool] = {}
         began_s = loop.time()
         try:
-            response = await self._post(worker.url + path, headers, body, used)
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            connection = await self._client.send("POST", worker.url, path, headers, body)
+        except ConnectError as error:
             detail = f"no connection to {worker.url}: {error}"
             raise WorkerFailure(worker, stage, FailureKind.REFUSED, detail) from error
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            detail = f"connection broke before an answer: {error or type(error).__name__}"
+        except BrokenError as error:
+            detail = f"connection broke before an answer: {error}"
             # A worker may close an idle connection just when it is used again; that shows at once.
-            stale = bool(used) and loop.time() - began_s <= STALE_WITHIN_S
+            stale = error.reused and loop.time() - began_s <= STALE_WITHIN_S
             kind = FailureKind.STALE if stale else FailureKind.BROKEN
             raise WorkerFailure(worker, stage, kind, detail) from error
-        return HttpAnswer(response, worker, stage)
-
-    async def _post(
-        self, url: str, headers: Mapping[str, str], body: bytes, used: dict[str, bool]
-    ) -> aiohttp.ClientResponse:
-        assert self._session is not None, "HttpUpstream is used inside its context"
-        return await self._session.post(
-            url, data=body, headers=headers, allow_redirects=False, trace_request_ctx=used
-        )
+        return HttpAnswer(connection, worker, stage)
 
     async def answers(self, worker: Worker, within_s: float) -> bool:
         """Return whether *worker* answers anything at all in that time."""
-        assert self._session is not None, "HttpUpstream is used inside its context"
-        with suppress(aiohttp.ClientError, OSError, TimeoutError):
-            async with (
-                asyncio.timeout(within_s),
-                self._session.get(worker.url + "/health", headers={"connection": "close"}),
-            ):
-                return True
-        return False
+        return await self._get(worker, "/health", within_s) is not None
 
     async def models(self, worker: Worker) -> frozenset[str]:
         """Return the models that *worker* lists, empty when it cannot tell now."""
-        assert self._session is not None, "HttpUpstream is used inside its context"
-        with suppress(aiohttp.ClientError, OSError, TimeoutError, msgspec.MsgspecError):
-            async with (
-                asyncio.timeout(self._limits.probe_timeout_s),
-                self._session.get(worker.url + "/v1/models") as response,
-            ):
-                if response.status == 200:
-                    return read_models(await response.read())
+        said = await self._get(worker, "/v1/models", self._limits.probe_timeout_s)
+        with suppress(msgspec.MsgspecError):
+            if said is not None and said[0] == 200:
+                return read_models(said[1])
         return frozenset()
 
-
-async def _note_reuse(
-    _session: aiohttp.ClientSession, context: SimpleNamespace, _params: object
-) -> None:
-    if context.trace_request_ctx is not None:
-        context.trace_request_ctx["reused"] = True
+    async def _get(self, worker: Worker, path: str, within_s: float) -> tuple[int, bytes] | None:
+        """Return status and body of what is read at *path*; None when it cannot be."""
+        headers = {"connection": "close"}
+        with suppress(ConnectError, BrokenError, WorkerFailure, TimeoutError):
+            async with asyncio.timeout(within_s):
+                connection = await self._client.send("GET", worker.url, path, headers, fresh=True)
+                try:
+                    answer = HttpAnswer(connection, worker, Stage.DECODE)
+                    most = self._limits.max_answer_bytes
+                    return answer.status, await read_all(answer, worker, Stage.DECODE, most)
+                finally:
+                    connection.let_go()
+        return None
 
 
 class HttpAnswer:
     """An answer over HTTP."""
 
-    __slots__ = ("_next", "_response", "_stage", "_worker", "headers", "status")
+    __slots__ = ("_connection", "_stage", "_worker", "headers", "status")
 
-    def __init__(self, response: aiohttp.ClientResponse, worker: Worker, stage: Stage) -> None:
-        self._response = response
-        self._next = response.content.readany
+    def __init__(self, connection: Connection, worker: Worker, stage: Stage) -> None:
+        self._connection = connection
         self._worker = worker
         self._stage = stage
-        self.status: int = response.status
-        self.headers: Mapping[str, str] = response.headers
+        self.status: int = connection.status
+        self.headers: Mapping[str, str] = connection.headers
 
     async def chunk(self) -> bytes:
         """Return the next bytes as they come; see `Answer.chunk`."""
         try:
-            return await self._next()
-        except (aiohttp.ClientError, OSError) as error:
-            detail = f"connection broke in the answer: {error or type(error).__name__}"
+            return await self._connection.chunk()
+        except BrokenError as error:
+            detail = f"connection broke in the answer: {error}"
             raise WorkerFailure(self._worker, self._stage, FailureKind.BROKEN, detail) from error
 
     def close(self) -> None:
         """Give the connection back, or close it when the answer is not finished."""
-        self._response.close()
+        self._connection.let_go()
