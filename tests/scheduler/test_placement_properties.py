@@ -110,6 +110,16 @@ def test_trees_beside_pods_that_run_or_leave_keep_the_rules(document: dict[str, 
     assert first.result.verdicts == again.result.verdicts
 
 
+@settings(max_examples=80, deadline=None)
+@given(settings_of_trees(), st.integers(0, 4), st.integers(0, 4))
+def test_a_search_that_gives_up_leaves_no_trace(
+    document: dict[str, Any], domain_steps: int, node_steps: int
+) -> None:
+    bounds = {"domain_steps": domain_steps, "node_steps": node_steps}
+
+    Outcome(document, SchedulerConfig(actions=("allocate",), **bounds))  # Checks all rules.
+
+
 @settings(max_examples=60, deadline=None)
 @given(oracle.clusters(), oracle.trees(), st.integers(0, 8), st.integers(0, 3))
 def test_a_free_node_more_never_unplaces_a_tree(
