@@ -8,7 +8,7 @@ import click
 
 from spinney.cli.manifest import read_manifests
 from spinney.cli.session import Session, namespace_option, pass_session
-from spinney.cli.snapshot import config_of, config_option, state_of
+from spinney.cli.snapshot import config_option, situation_of
 from spinney.cli.why import print_document, reason_lines, spot_lines
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ def fit(
     from spinney.cli.compiled import compiled
     from spinney.scheduler.what_if import room_for, would_fit
 
-    documents, config = read_manifests(files), config_of(config_file)
-    state, now_s = state_of(session, snapshot_file)
+    documents = read_manifests(files)
+    state, now_s, config = situation_of(session, snapshot_file, config_file)
     wanted = compiled([document.object for document in documents], state, namespace)
     if copies is not None:
         room = room_for(state, wanted, copies, now_s, config)

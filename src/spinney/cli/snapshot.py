@@ -42,7 +42,9 @@ def snapshot(session: Session, filename: str) -> None:
 
 
 config_option = click.option(
-    "--config", "config_file", help="Scheduler configuration, YAML or JSON; the default's if not."
+    "--config",
+    "config_file",
+    help="Scheduler configuration, YAML or JSON. Default: the cluster's; with --snapshot, none.",
 )
 
 
@@ -62,13 +64,19 @@ def live_objects(session: Session) -> Objects:
     return session.run(read_cluster)
 
 
-def state_of(session: Session, snapshot_file: str | None) -> tuple[Objects, float]:
-    """Return the state in *snapshot_file*, or of the cluster without one, and its time."""
+def situation_of(
+    session: Session, snapshot_file: str | None, config_file: str | None
+) -> tuple[Objects, float, SchedulerConfig]:
+    """Return the state in *snapshot_file*, or of the cluster without one, its time, and the
+    configuration by which it is scheduled."""
     from spinney.cli.schedule import text_of
+    from spinney.scheduler.published import published
     from spinney.scheduler.scenario import objects
     from spinney.scheduler.snapshot_file import first_cycle_s, read
 
     if snapshot_file is None:
-        return live_objects(session), session.clock.now()
+        state = live_objects(session)
+        config = config_of(config_file) if config_file else session.run(published)
+        return state, session.clock.now(), config
     found = read(text_of(snapshot_file), snapshot_file)
-    return objects(found), first_cycle_s(found)
+    return objects(found), first_cycle_s(found), config_of(config_file)

@@ -10,7 +10,7 @@ import yaml
 
 from spinney.api import names
 from spinney.cli.session import CommandError, Session, columns, namespace_option, pass_session
-from spinney.cli.snapshot import config_of, config_option, state_of
+from spinney.cli.snapshot import config_option, situation_of
 from spinney.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -76,8 +76,7 @@ def why(
     known = (*_PODS, *_GANGS, *_SETS, *_QUEUES)
     if not name or kind.lower() not in known:
         raise BadInputError(f"{target!r}: write {_FORMS}")
-    config = config_of(config_file)
-    state, now_s = state_of(session, snapshot_file)
+    state, now_s, config = situation_of(session, snapshot_file, config_file)
     _show(*_answer(state, kind.lower(), name, namespace, now_s, config), output)
 
 

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from random import Random, SystemRandom
 from typing import TYPE_CHECKING
 
 import click
+from prometheus_client import CollectorRegistry
 
 from spinney import log
 from spinney.api.names import SPINNEY_SCHEDULER
@@ -27,6 +30,7 @@ from spinney.local.lifeline import die_with_parent
 if TYPE_CHECKING:
     from spinney.kube.client import KubeClient
     from spinney.local.apiserver.server import ApiServer
+    from spinney.scheduler.config import SchedulerConfig
 
 HOST = "127.0.0.1"
 TOPOLOGY = "cluster"
@@ -69,8 +73,9 @@ async def _run(home: ClusterHome, port: int) -> None:
     from spinney.local.apiserver.persistence import SqlitePersistence
     from spinney.local.apiserver.server import ApiServer
     from spinney.local.apiserver.tls import credentials, write_kubeconfig
+    from spinney.metrics import exposition
 
-    clock = SystemClock()
+    clock, config = SystemClock(), _scheduler_config(home)
     api = ApiServer(
         clock,
         RandomIds(),
@@ -80,14 +85,16 @@ async def _run(home: ClusterHome, port: int) -> None:
     )
     try:
         found = credentials(home.tls, clock.now())
-        server = HttpServer(api, found, HOST, port or _last_port(home))
+        registry = CollectorRegistry()
+        metrics = functools.partial(exposition, registry)
+        server = HttpServer(api, found, HOST, port or _last_port(home), metrics=metrics)
         done = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, done.set)
         async with asyncio.TaskGroup() as group:
             serving = group.create_task(server.run())
-            working = group.create_task(_work(api))
+            working = group.create_task(_work(api, config, registry))
             _record(home, server.url)
             write_kubeconfig(home.kubeconfig, server.url, found)
             _log.info("the API answers", url=server.url)
@@ -99,29 +106,40 @@ async def _run(home: ClusterHome, port: int) -> None:
         await api.close()
 
 
-async def _work(api: ApiServer) -> None:
+async def _work(api: ApiServer, config: SchedulerConfig, registry: CollectorRegistry) -> None:
     """Run what acts on the API, until cancelled."""
     from spinney.controllers import setup as controllers
     from spinney.kube.client import KubeClient
     from spinney.kube.controller import Runtime
     from spinney.kube.events import EventRecorder
     from spinney.scheduler import setup as scheduler
-    from spinney.scheduler.config import SchedulerConfig
+    from spinney.scheduler.published import publish
 
     clock, ids, rng = SystemClock(), RandomIds(), Random(SystemRandom().getrandbits(64))
     client = KubeClient(api)
     await _create_topology(client)
-    runtime = Runtime(client, clock, rng=rng)
+    runtime = Runtime(client, clock, rng=rng, registry=registry)
     recorders = [
         EventRecorder(client, clock, ids, component)
         for component in ("spinney-controllers", "spinney-scheduler")
     ]
     controllers.register(runtime, ids, recorders[0])
-    scheduler.register(runtime, ids, recorders[1], SchedulerConfig(scheduler_names=SCHEDULER_NAMES))
+    scheduler.register(runtime, ids, recorders[1], config, registry)
+    await publish(client, config)
     async with asyncio.TaskGroup() as group:
         for recorder in recorders:
             group.create_task(recorder.run())
         group.create_task(runtime.run())
+
+
+def _scheduler_config(home: ClusterHome) -> SchedulerConfig:
+    """Return what ``scheduler.yaml`` in the cluster's folder says, for all the names it serves."""
+    from spinney.cmd.scheduler import read_config_file
+    from spinney.scheduler.config import SchedulerConfig
+
+    path = home.root / "scheduler.yaml"
+    config = read_config_file(path) if path.exists() else SchedulerConfig()
+    return replace(config, scheduler_names=SCHEDULER_NAMES)
 
 
 async def _create_topology(client: KubeClient) -> None:

@@ -52,6 +52,7 @@ _VERBS: dict[str, dict[str, tuple[str, str]]] = {
         "router": ("spinney.cmd.router", "Route requests to prefill and decode workers."),
         "control-plane": ("spinney.cmd.control_plane", "API server, controllers and scheduler."),
         "nodeagent": ("spinney.cmd.nodeagent", "Run the pods of this machine's nodes."),
+        "scheduler": ("spinney.cmd.scheduler", "Place pods on any Kubernetes cluster."),
         "webhook": ("spinney.cmd.webhook", "Answer an API server's admission reviews."),
         "startup-wait": ("spinney.cmd.startup_wait", "Wait until other roles are ready."),
     },

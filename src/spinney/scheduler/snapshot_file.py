@@ -13,7 +13,9 @@ from spinney.api import quantity
 from spinney.clock import parse_rfc3339
 from spinney.errors import BadInputError
 from spinney.scheduler.config import SchedulerConfig
+from spinney.scheduler.cycle import ACTIONS
 from spinney.scheduler.offline import Report
+from spinney.scheduler.plugins.registry import NODE_FILTERS, ROOM_FILTERS, SCORES, check
 from spinney.scheduler.scenario import objects
 from spinney.scheduler.snapshot_format import (
     ON_NODES,
@@ -89,9 +91,26 @@ def read_config(text: str, source: str = "configuration") -> SchedulerConfig:
     if isinstance(fields.get("scores"), dict):
         fields["scores"] = list(fields["scores"].items())
     try:
-        return msgspec.convert(fields, SchedulerConfig)
-    except msgspec.ValidationError as error:
+        found = msgspec.convert(fields, SchedulerConfig)
+        _check_names(found)
+    except (msgspec.ValidationError, BadInputError) as error:
         raise BadInputError(f"{source}: {error}") from error
+    return found
+
+
+def _check_names(config: SchedulerConfig) -> None:
+    """Raise BadInputError for an action, filter or score that does not exist."""
+    check("action", config.actions, ACTIONS)
+    check("filter", config.filters, {**NODE_FILTERS, **ROOM_FILTERS})
+    check("score", [name for name, _ in config.scores], SCORES)
+
+
+def write_config(config: SchedulerConfig) -> str:
+    """Return *config* as YAML that `read_config` reads, with every field."""
+    fields = msgspec.to_builtins(config)
+    document = {_camel(name): value for name, value in fields.items()}
+    document["scores"] = dict(config.scores)
+    return yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=100)
 
 
 def _camel(name: str) -> str:

@@ -77,7 +77,7 @@ def would_fit(
     """
     config = config or SchedulerConfig()
     free = replace(config, actions=("allocate",))
-    merged = _merged(state, wanted)
+    merged = _merged(state, wanted, config.scheduler_names[0])
     report = _run(merged, now_s, free)
     keys = {pod.key for pod in wanted.pods}
     gangs_wanted = _gang_names(wanted)
@@ -89,7 +89,7 @@ def would_fit(
     return FitReport(all(gang.fits for gang in gangs), gangs)
 
 
-def _merged(state: Objects, wanted: Objects) -> Objects:
+def _merged(state: Objects, wanted: Objects, scheduler: str) -> Objects:
     again = {gang.key for gang in wanted.gangs}
     standing = [
         pod for pod in state.pods if pod.spec.node_name and membership(pod).gang not in again
@@ -100,15 +100,13 @@ def _merged(state: Objects, wanted: Objects) -> Objects:
         queues=[*state.queues, *wanted.queues],
         gangs=[*(gang for gang in state.gangs if gang.key not in again), *wanted.gangs],
         groups=[*state.groups, *wanted.groups],
-        pods=[*standing, *(_ungated(pod) for pod in wanted.pods)],
+        pods=[*standing, *(_ungated(pod, scheduler) for pod in wanted.pods)],
     )
 
 
-def _ungated(pod: Pod) -> Pod:
+def _ungated(pod: Pod, scheduler: str) -> Pod:
     """Return *pod* as one that is ours to place, whoever is to place it and when."""
-    spec = msgspec.structs.replace(
-        pod.spec, scheduling_gates=[], scheduler_name=names.SPINNEY_SCHEDULER
-    )
+    spec = msgspec.structs.replace(pod.spec, scheduling_gates=[], scheduler_name=scheduler)
     return msgspec.structs.replace(pod, spec=spec)
 
 
@@ -184,7 +182,7 @@ def room_for(
         pods=[pod for found in copies for pod in found.pods],
     )
     config = replace(config or SchedulerConfig(), actions=("allocate",))
-    report = _run(_merged(state, every), now_s, config)
+    report = _run(_merged(state, every, config.scheduler_names[0]), now_s, config)
     states = {found.gang: found for found in report.gangs}
     fits, reason = 0, ""
     for found in copies:

@@ -20,6 +20,7 @@ from spinney.local.apiserver.refusal import RefusalError
 from spinney.local.apiserver.reviews import ADMIN
 from spinney.local.apiserver.routes import MAX_BODY_BYTES
 from spinney.log import get_logger
+from spinney.metrics import CONTENT_TYPE
 
 if TYPE_CHECKING:
     import socket
@@ -43,10 +44,16 @@ PORT_ADVICE = "is another cluster running there? choose another port"
 
 
 class HttpApp:
-    """The ASGI application: *api* for those who know *token*."""
+    """The ASGI application: *api* for those who know *token*.
 
-    def __init__(self, api: ApiServer, token: str) -> None:
+    *metrics* returns what ``/metrics`` answers, for them too; without it there is no such path.
+    """
+
+    def __init__(
+        self, api: ApiServer, token: str, metrics: Callable[[], bytes] | None = None
+    ) -> None:
         self._api = api
+        self._metrics = metrics
         self._bearer = f"Bearer {token}".encode()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -59,6 +66,9 @@ class HttpApp:
                 401, "Unauthorized", "Unauthorized: the bearer token is missing or wrong"
             )
             await _send_whole(refusal.response(), send)
+            return
+        if scope["path"] == "/metrics" and self._metrics is not None:
+            await _send_whole(ApiResponse(200, self._metrics(), content_type=CONTENT_TYPE), send)
             return
         body = await _body(receive)
         if body is None:
@@ -90,10 +100,18 @@ class HttpServer:
     Raises BadInputError when the port is taken.
     """
 
-    def __init__(self, api: ApiServer, found: Credentials, host: str, port: int) -> None:
+    def __init__(
+        self,
+        api: ApiServer,
+        found: Credentials,
+        host: str,
+        port: int,
+        *,
+        metrics: Callable[[], bytes] | None = None,
+    ) -> None:
         self._socket = listen(host, port, advice=PORT_ADVICE)
         config = uvicorn.Config(
-            HttpApp(api, found.token),
+            HttpApp(api, found.token, metrics),
             http="httptools",
             ws="none",
             lifespan="off",
