@@ -431,6 +431,7 @@ async def fleet(
     policy: Policy | None = None,
     seed: int = 1,
     parts: dict[str, Any] | None = None,
+    models: dict[str, str] | None = None,
     **changes: Any,
 ) -> AsyncIterator[Fleet]:
     """Run workers named p0, p1, d0 … or b0, as *roles* says, with a router before them."""
@@ -438,7 +439,9 @@ async def fleet(
     kinds = {"p": Role.PREFILL, "d": Role.DECODE, "b": Role.BOTH}
     for letter in roles.split():
         name = f"{letter}{sum(each.startswith(letter) for each in made.workers)}"
-        made.workers[name] = FakeWorker(name, kinds[letter], made.fabric, "m")
+        made.workers[name] = FakeWorker(
+            name, kinds[letter], made.fabric, (models or {}).get(name, "m")
+        )
         await made.workers[name].server.start()
     limits = replace(limits, **changes)
     source = StaticWorkers(

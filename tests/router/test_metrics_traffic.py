@@ -128,6 +128,33 @@ def _told(stream):
     return found[0] if found else None
 
 
+def test_each_model_has_workers_and_figures_of_its_own():
+    async def main():
+        models = {"p0": "one", "d0": "one", "d1": "org/two"}
+        async with fleet("p d d", models=models, **PATIENT) as world:
+            for model, times in (("one", 2), ("org/two", 1)):
+                for _ in range(times):
+                    said = await world.ask({"model": model, "prompt": PROMPT, "max_tokens": 3})
+                    assert said.status == 200
+            unnamed = await world.ask({"model": None, "prompt": PROMPT})
+            listed = (await world.get("/v1/models")).json["data"]
+            got = (await world.get("/v1/models/org/two")).json["id"]
+            counts = [
+                await world.metric("output_tokens_total", model=name)
+                for name in ("one", "org/two", "m", "")
+            ]
+            workers = {name: len(worker.completions) for name, worker in world.workers.items()}
+            return unnamed, {model["id"] for model in listed}, got, counts, workers
+
+    unnamed, listed, got, counts, workers = asyncio.run(main())
+
+    assert (unnamed.status, unnamed.json["error"]["param"]) == (404, "model")
+    assert listed == {"one", "org/two"}
+    assert got == "org/two"
+    assert counts == [6, 3, 0, 0]
+    assert workers == {"p0": 2, "d0": 2, "d1": 1}
+
+
 def test_tenants_and_models_beyond_the_bound_share_a_label():
     registry = CollectorRegistry()
     metrics = RouterMetrics(registry, Ledger())

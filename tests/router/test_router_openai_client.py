@@ -68,6 +68,21 @@ def test_completions_and_models():
     assert (models, model.id) == (["m"], "m")
 
 
+def test_embeddings_and_responses_of_workers_that_have_them():
+    async def main():
+        async with talk("d") as (_, client):
+            found = await client.embeddings.create(model="m", input=["a"], encoding_format="float")
+            whole = await client.responses.create(model="m", input="a")
+            stream = await client.responses.create(model="m", input="a", stream=True)
+            return found, whole, [event.type async for event in stream]
+
+    found, whole, events = asyncio.run(main())
+
+    assert found.data[0].embedding == [0.5]
+    assert whole.object == "response"
+    assert events == ["response.created", "response.completed"]
+
+
 def test_errors_are_the_clients_own_types():
     async def main():
         async with talk("p d d") as (world, client):
