@@ -169,7 +169,9 @@ def test_claims_of_the_api_count_by_class_and_pin_once_allocated() -> None:
     assert {b.pod: b.node for b in result.bindings} == {"default/p0": "b", "default/p1": "a"}
 
     cache.remove_claim("default/c2")
-    assert len(run_cycle(cache.snapshot(), ALLOCATE).bindings) == 3
+    waiting = run_cycle(cache.snapshot(), ALLOCATE)
+    assert len(waiting.bindings) == 2
+    assert set(waiting.verdicts) == {"default/p0", "default/p1"}, "p2 waits for its claim"
 
 
 # Parts of GPUs

@@ -19,7 +19,7 @@ from spinney.api import names
 from spinney.api.meta import find_condition
 from spinney.errors import BadInputError
 from spinney.log import get_logger
-from spinney.scheduler.claims import ClaimBook, has_claims
+from spinney.scheduler.claims import ClaimBook, claims_of, has_claims
 from spinney.scheduler.gang_trees import GangTrees
 from spinney.scheduler.gangs import gang_of, lone_gang, tree_of, whole_gang
 from spinney.scheduler.gpu_share import GPU, WHOLE, gpu_memory_mib, standing_devices
@@ -73,6 +73,8 @@ class Cache:
         self._raw_nodes: dict[str, Node] = {}
         self._claiming: dict[str, Pod] = {}
         """Pods with claims, to be looked at again when a claim changes."""
+        self._users: dict[str, set[str]] = {}
+        """Volume claim or resource claim to the keys of the pods that name it."""
         self._nodes: dict[str, NodeInfo] = {}
         self._pods: dict[str, PodInfo] = {}
         self._gangs: dict[str, PodGang] = {}
@@ -133,7 +135,10 @@ class Cache:
         """Add or change a pod."""
         old = self._pods.get(pod.key)
         if has_claims(pod):
+            self._forget_claims(pod.key)
             self._claiming[pod.key] = pod
+            for claim in claims_of(pod):
+                self._users.setdefault(claim, set()).add(pod.key)
         info = self._info(pod)
         if info is None:
             self.remove_pod(pod.key)
@@ -147,10 +152,15 @@ class Cache:
 
     def remove_pod(self, key: str) -> None:
         """Forget a pod."""
-        self._claiming.pop(key, None)
+        self._forget_claims(key)
         self._assumed.pop(key, None)
         self._nominated.pop(key, None)
         self._replace(key, None)
+
+    def _forget_claims(self, key: str) -> None:
+        pod = self._claiming.pop(key, None)
+        for claim in claims_of(pod) if pod is not None else ():
+            _index(self._users, claim, key, -1)
 
     def set_gang(self, gang: PodGang) -> None:
         """Add or change a gang."""
@@ -165,12 +175,12 @@ class Cache:
     def set_volume(self, volume: PersistentVolume) -> None:
         """Add or change a volume."""
         self._claims.set_volume(volume)
-        self._claims_changed()
+        self._claims_changed(self._claiming)
 
     def set_volume_claim(self, claim: PersistentVolumeClaim) -> None:
         """Add or change a volume claim."""
-        self._claims.set_volume_claim(claim)
-        self._claims_changed()
+        if self._claims.set_volume_claim(claim):
+            self._claims_changed(self._users.get(claim.key, ()))
 
     def set_storage_class(self, found: StorageClass) -> None:
         """Add or change a storage class."""
@@ -182,13 +192,13 @@ class Cache:
 
     def set_resource_claim(self, claim: ResourceClaim) -> None:
         """Add or change a claim for devices."""
-        self._claims.set_resource_claim(claim)
-        self._claims_changed()
+        if self._claims.set_resource_claim(claim):
+            self._claims_changed(self._users.get(claim.key, ()))
 
     def remove_claim(self, key: str) -> None:
         """Forget a volume, a volume claim or a resource claim."""
         self._claims.remove(key)
-        self._claims_changed()
+        self._claims_changed(self._users.get(key, self._claiming))
 
     def set_device_class(self, found: DeviceClass) -> None:
         """Add or change a class of devices."""
@@ -205,10 +215,10 @@ class Cache:
         self._claims.remove_devices(name)
         self._devices_changed()
 
-    def _claims_changed(self) -> None:
-        for pod in list(self._claiming.values()):
+    def _claims_changed(self, users: Iterable[str]) -> None:
+        for pod in [self._claiming[key] for key in users]:
             self.set_pod(pod)
-        self.room_version += 1
+            self.room_version += 1
 
     def _devices_changed(self) -> None:
         for node in list(self._raw_nodes.values()):

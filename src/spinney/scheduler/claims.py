@@ -83,11 +83,18 @@ class ClaimBook:
         required = volume.spec.node_affinity.get("required") or {}
         self.volumes[volume.name] = node_terms(required.get("nodeSelectorTerms"))
 
-    def set_volume_claim(self, claim: PersistentVolumeClaim) -> None:
-        """Add or change a volume claim."""
-        self.bound[claim.key] = claim.spec.volume_name
-        self.storage[claim.key] = claim.spec.storage_class_name
-        self.selected[claim.key] = claim.metadata.annotations.get(SELECTED_NODE, "")
+    def set_volume_claim(self, claim: PersistentVolumeClaim) -> bool:
+        """Add or change a volume claim; return whether that changes anything."""
+        new = (
+            claim.spec.volume_name,
+            claim.spec.storage_class_name,
+            claim.metadata.annotations.get(SELECTED_NODE, ""),
+        )
+        books = (self.bound, self.storage, self.selected)
+        old = tuple(book.get(claim.key) for book in books)
+        for book, value in zip(books, new, strict=True):
+            book[claim.key] = value
+        return old != new
 
     def set_storage_class(self, found: StorageClass) -> None:
         """Add or change a storage class."""
@@ -95,17 +102,19 @@ class ClaimBook:
         if found.volume_binding_mode == WAIT_FOR_FIRST_CONSUMER and found.provisioner != _BY_HAND:
             self.delayed.add(found.name)
 
-    def set_resource_claim(self, claim: ResourceClaim) -> None:
-        """Add or change a resource claim."""
+    def set_resource_claim(self, claim: ResourceClaim) -> bool:
+        """Add or change a resource claim; return whether that changes anything."""
         allocation = claim.status.allocation or {}
         selector = allocation.get("nodeSelector") or {}
         users = claim.status.reserved_for
-        self.claims[claim.key] = DevicesClaimed(
+        old = self.claims.get(claim.key)
+        new = self.claims[claim.key] = DevicesClaimed(
             _wanted(claim.spec.devices),
             node_terms(selector.get("nodeSelectorTerms")),
             allocated_devices(allocation),
             str(users[0].get("uid", "")) if users else "",
         )
+        return old != new
 
     def set_device_class(self, found: DeviceClass) -> None:
         """Add or change a device class."""
@@ -192,6 +201,11 @@ def _expressions(selectors: list[dict[str, Any]]) -> tuple[str, ...]:
 def has_claims(pod: Pod) -> bool:
     """Tell whether *pod* mounts volume claims or has resource claims."""
     return bool(pod.spec.resource_claims) or any(True for _ in volume_claims(pod))
+
+
+def claims_of(pod: Pod) -> list[str]:
+    """Return the keys of all claims of *pod*."""
+    return [*volume_claims(pod), *resource_claims(pod)]
 
 
 def volume_claims(pod: Pod) -> Iterator[str]:

@@ -95,6 +95,8 @@ class Scheduler:
         in loop time."""
         self._unsettled: set[str] = set()
         """Gangs of which something changed since their condition was looked at."""
+        self._told: dict[str, Verdict] = {}
+        """By gang: the verdict that is written down, with all its pods."""
         self._due = False
         self._pods = runtime.informer(Pod)
         self._gangs = runtime.informer(PodGang)
@@ -159,6 +161,7 @@ class Scheduler:
             return
         self._cache.set_gang(change.new)
         self._unsettled.add(gang.key)
+        self._told.pop(gang.key, None)
         if change.old is None or change.old.spec != change.new.spec:
             self._make_due()
 
@@ -285,26 +288,33 @@ class Scheduler:
         return object_of(gang, self._gangs.get_key, self._kinds.get)
 
     async def _tell_unplaced(self, result: CycleResult) -> None:
-        for verdict in result.verdicts.values():
+        """Write down every verdict that is not what was written down before."""
+        before, self._told = self._told, {}
+        for key, verdict in result.verdicts.items():
             if verdict.kind == "waiting" or not verdict.left:
                 continue
-            obj = self._object(verdict.gang)
-            if obj is not None and verdict.kind in ("unplaced", "pipelined"):
-                await self._status.gang_unplaced(obj, verdict.reason)
-            await self._tell_pods(verdict, report=obj is None)
+            if before.get(key) is not verdict and not await self._tell(verdict):
+                self._controller.enqueue(KEY, RETRY_S)
+                continue
+            self._told[key] = verdict
 
-    async def _tell_pods(self, verdict: Verdict, *, report: bool) -> None:
-        """Say on all pods of a gang why they have no node, and in one event if *report*."""
+    async def _tell(self, verdict: Verdict) -> bool:
+        """Say on a gang and its pods why they have no node; return whether all of it is written."""
+        obj = self._object(verdict.gang)
+        if obj is not None and verdict.kind in ("unplaced", "pipelined"):
+            await self._status.gang_unplaced(obj, verdict.reason)
+        failed: list[str] = []
 
         async def tell(pod: Pod) -> None:
-            first = pod.key == verdict.left[0]
+            report = obj is None and pod.key == verdict.left[0]
             try:
-                await self._status.pod_unplaced(pod, verdict.reason, report=report and first)
+                await self._status.pod_unplaced(pod, verdict.reason, report=report)
             except (ApiError, TransportError) as error:
                 log.warning("pod's condition not written", pod=pod.key, error=str(error))
-                self._controller.enqueue(KEY, RETRY_S)
+                failed.append(pod.key)
 
         await self._each_pending(verdict.left, tell)
+        return not failed
 
     async def _each_pending(
         self, keys: Iterable[str], work: Callable[[Pod], Awaitable[None]]
