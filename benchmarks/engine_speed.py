@@ -104,7 +104,7 @@ async def measure_http(directory: Path, repeat: int) -> None:
     )
     try:
         assert process.stderr is not None
-        found = re.search(r'"url": "([^"]+)"', process.stderr.readline())
+        found = re.search(r'"url": ?"([^"]+)"', process.stderr.readline())
         assert found, "the engine did not start"
         async with aiohttp.ClientSession() as session:
             for batch in (1, 4, 16):

@@ -311,9 +311,12 @@ def start_engine(tiny_model: Path) -> Iterator[Start]:
             if leak_check:
                 await running.settle()
         finally:
+            broken = [task.exception() for task in tasks if task.done()]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            for error in filter(None, broken):
+                raise error
             engine.close()
 
     return start

@@ -95,6 +95,26 @@ def test_preemption_changes_no_token_and_loses_no_block(make_core: Make) -> None
     assert harness.core.pool.held == 0
 
 
+def test_a_pulled_prompt_that_is_preempted_counts_no_token_twice(make_core: Make) -> None:
+    harness = make_core(num_blocks=10, max_model_len=40)
+    older = [harness.core.add(request(str(n), [n] * 4, 11), 0) for n in range(2)]
+    harness.step()
+    pulled = harness.core.add(request("p", list(range(13)), 4, remote=REMOTE), 0)
+    while harness.core.pool.available or all(s.num_tokens % 4 != 1 for s in older):
+        harness.step()
+    assert pulled.state is State.PULLING
+    for at, block in enumerate(pulled.blocks):
+        tokens = pulled.prompt[at * 4 : at * 4 + 4]
+        harness.tape.tape[block, : len(tokens)] = tokens
+    # At this moment the older ones need blocks, and the youngest gives up its own.
+    harness.core.pull_arrived(pulled, Handover(Outcome.PULLED, "p"))
+    harness.step()
+    assert harness.core.counters.preemptions == 1
+    assert (pulled.state, pulled.output) == (State.WAITING, [])
+    harness.run()
+    assert harness.tokens(pulled) == harness.expected(list(range(13)), 4)
+
+
 def test_choices_of_one_prompt_share_its_blocks(make_core: Make) -> None:
     harness = make_core()
     prompt = list(range(17))

@@ -59,7 +59,7 @@ class Process:
     def wait_ready(self) -> Process:
         until = time.perf_counter() + START_S
         while time.perf_counter() < until:
-            found = re.search(r'"url": "([^"]+)"', self.log.read_text())
+            found = re.search(r'"url": ?"([^"]+)"', self.log.read_text())
             if found:
                 self.url = found.group(1)
                 return self

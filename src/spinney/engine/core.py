@@ -260,6 +260,9 @@ class EngineCore:
     def check(self) -> None:
         """Raise AssertionError unless every held block is held by somebody known."""
         self.pool.check()
+        for sequence in self._by_id.values():
+            known = sequence.cached_tokens + sequence.pulled_tokens
+            assert known <= len(sequence.prompt), "a prompt token is counted twice"
         holders = [sequence.blocks for sequence in (*self._running, *self._pulling)]
         distinct = {block for blocks in holders for block in blocks}
         assert len(distinct) <= self.pool.held, "a sequence holds a block that is free"
@@ -344,7 +347,9 @@ class EngineCore:
             sequence.blocks = cached
             sequence.num_computed = len(cached) * self.block_size
             sequence.num_registered = len(cached)
-            if len(sequence.output) == len(sequence.request.resumed):
+            fresh = len(sequence.output) == len(sequence.request.resumed)
+            if fresh and not sequence.pulled_tokens:
+                # Not of one that was preempted: what it pulled is in the cache, too.
                 sequence.cached_tokens = min(sequence.num_computed, len(sequence.prompt))
             self.counters.prefix_queries += sequence.num_tokens
             self.counters.prefix_hits += sequence.num_computed
@@ -475,6 +480,11 @@ class EngineCore:
         count = -(-len(sequence.prompt) // self.block_size)
         kept, sequence.blocks = sequence.blocks[:count], sequence.blocks[count:]
         handle, deadline_s = self._lease_terms()
+        handle = sequence.request.lease_as or handle
+        if self.leases.knows(handle):
+            # Its reader has declined it already.
+            sequence.blocks = kept + sequence.blocks
+            return None
         lease = Lease(
             handle, tuple(kept), prompt_digest(sequence.prompt), len(sequence.prompt), deadline_s
         )

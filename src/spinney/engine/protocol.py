@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta
 
+from spinney.engine.rendezvous import room_handle
 from spinney.engine.request import RemotePrefill, SamplingParams
 from spinney.errors import SpinneyError
 from spinney.kv.lease import Handle
@@ -113,6 +114,9 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     return_prompt_token_ids: bool = True
     resume_token_ids: list[int] | None = None
     kv_transfer_params: TransferParams | None = None
+    bootstrap_host: str | None = None
+    bootstrap_port: Annotated[int, Meta(ge=1, le=65535)] | None = None
+    bootstrap_room: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
     response_format: dict[str, Any] | None = None
 
 
@@ -382,6 +386,20 @@ def remote_prefill(params: TransferParams) -> RemotePrefill:
         handle=Handle(str(params.remote_request_id)),
         deadline_s=params.remote_blocks_expiry_time,
     )
+
+
+def rendezvous(request: GenerationRequest) -> RemotePrefill:
+    """Return where the KV of *request*'s room is found; raise ApiError when it is not said."""
+    if request.bootstrap_room is None or not request.bootstrap_host or not request.bootstrap_port:
+        raise ApiError(
+            400,
+            "bootstrap_host, bootstrap_port and bootstrap_room go together: the prefill worker's "
+            "address and a number that no other request has",
+            param="bootstrap_room",
+        )
+    host, port = request.bootstrap_host, request.bootstrap_port
+    handle = room_handle(request.bootstrap_room)
+    return RemotePrefill(f"{host}:{port}", host, port, handle, None, patient=True)
 
 
 def chat_messages(messages: list[ChatMessage]) -> list[dict[str, Any]]:

@@ -80,6 +80,8 @@ class RemotePrefill:
     port: int
     handle: Handle
     deadline_s: float | None
+    patient: bool = False
+    """Whether its prompt may still be being computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,8 @@ class GenerateRequest:
     follows: str | None = None
     resumed: tuple[int, ...] = ()
     """Output tokens that another worker has told already: they count as output, untold here."""
+    lease_as: Handle | None = None
+    """The handle under which the KV is kept, where it was agreed on beforehand."""
 
 
 @dataclass(frozen=True, slots=True)

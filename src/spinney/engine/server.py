@@ -24,6 +24,7 @@ from spinney.engine.answers import (
     usage,
 )
 from spinney.engine.protocol import ApiError, Limits
+from spinney.engine.rendezvous import RoomTakenError
 from spinney.engine.request import (
     DrainingError,
     FinishReason,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from spinney.engine.service import EngineService, Stream
     from spinney.engine.tokenizer import Tokenizer
     from spinney.ids import IdSource
+    from spinney.kv.lease import Handle
 
     Scope = MutableMapping[str, Any]
     Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -89,6 +91,15 @@ class Call:
     shape: Shape
     stream: bool
     include_usage: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """What becomes of a request's KV: pulled from *remote*, or leased, perhaps *lease_as*."""
+
+    remote: RemotePrefill | None = None
+    lease: bool = False
+    lease_as: Handle | None = None
 
 
 class EngineApp:
@@ -141,6 +152,8 @@ class EngineApp:
             code = "queue_full" if isinstance(error, QueueFullError) else "draining"
             refused = ApiError(503, str(error), code=code, retry_after_s=RETRY_AFTER_S)
             await self._answer_error(send, refused)
+        except RoomTakenError as error:
+            await self._answer_error(send, ApiError(400, str(error), param="bootstrap_room"))
         except TemplateError as error:
             await self._answer_error(send, ApiError(400, str(error), param="messages"))
 
@@ -266,11 +279,16 @@ class EngineApp:
         try:
             yield
         except (ApiError, QueueFullError, DrainingError):
-            params = request.kv_transfer_params
-            if params is not None and params.do_remote_prefill and len(prompts) == 1:
-                with contextlib.suppress(ApiError):
-                    await self._service.decline(protocol.remote_prefill(params), prompts[0])
+            with contextlib.suppress(ApiError):
+                await self._call_off(request, prompts)
             raise
+
+    async def _call_off(self, request: GenerationRequest, prompts: list[list[int]]) -> None:
+        transfer = self._transfer(request, len(prompts) * (request.n or 1))
+        if transfer.remote is not None:
+            await self._service.decline(transfer.remote, prompts[0])
+        if transfer.lease_as is not None:
+            self._service.give_up(transfer.lease_as)
 
     def _shape(self, kind: type[Shape], request: GenerationRequest) -> Shape:
         return kind(
@@ -308,11 +326,13 @@ class EngineApp:
         """Check what is left to check and return the call; *tokens* are wanted and default."""
         call_id = f"{prefix}-{_request_id(scope) or self._ids.uid()}"
         choices = request.n or 1
-        remote, lease = self._transfer(request, len(prompts) * choices)
+        transfer = self._transfer(request, len(prompts) * choices)
         requests: list[GenerateRequest] = []
         for prompt in prompts:
             protocol.check_tokens(prompt, self._model.limits)
             length = protocol.output_tokens(*tokens, len(prompt), self._model.limits)
+            if transfer.lease_as is not None:
+                length = 1  # The other worker gives the answer, and got the same request.
             resumed = protocol.resumed_tokens(
                 request, prompt, len(prompts) * choices, length, self._model.limits
             )
@@ -323,7 +343,16 @@ class EngineApp:
                     params = replace(params, seed=params.seed + choice)
                 name = f"{call_id}-{len(requests)}-{self._ids.suffix()}"
                 requests.append(
-                    GenerateRequest(name, tuple(prompt), params, remote, lease, leader, resumed)
+                    GenerateRequest(
+                        name,
+                        tuple(prompt),
+                        params,
+                        transfer.remote,
+                        transfer.lease,
+                        leader,
+                        resumed,
+                        transfer.lease_as,
+                    )
                 )
                 leader = leader or name
         options = request.stream_options
@@ -338,27 +367,39 @@ class EngineApp:
             options is not None and options.include_usage,
         )
 
-    def _transfer(
-        self, request: GenerationRequest, choices: int
-    ) -> tuple[RemotePrefill | None, bool]:
-        """Return where the KV is to be pulled from, and whether it is to be leased."""
+    def _transfer(self, request: GenerationRequest, choices: int) -> Transfer:
+        """Return where the KV is to be pulled from, or whether it is to be leased."""
         params = request.kv_transfer_params
+        if request.bootstrap_room is not None:
+            self._check_single(choices, "bootstrap_room")
+            remote = protocol.rendezvous(request)
+            if self._prefills(remote):
+                return Transfer(lease=True, lease_as=remote.handle)
+            return Transfer(remote)
         if params is None or not (params.do_remote_decode or params.do_remote_prefill):
-            return None, False
-        if choices != 1:
+            return Transfer()
+        self._check_single(choices, "kv_transfer_params")
+        if not params.do_remote_decode:
+            return Transfer(protocol.remote_prefill(params))
+        if self._model.endpoint is None:
             raise ApiError(
-                400, "kv_transfer_params goes with one prompt and n=1", param="kv_transfer_params"
+                400,
+                f"this engine's role is {self._model.role}: it leases no KV; "
+                f"send prefills to a prefill worker",
+                param="kv_transfer_params",
             )
-        if params.do_remote_decode:
-            if self._model.endpoint is None:
-                raise ApiError(
-                    400,
-                    f"this engine's role is {self._model.role}: it leases no KV; "
-                    f"send prefills to a prefill worker",
-                    param="kv_transfer_params",
-                )
-            return None, True
-        return protocol.remote_prefill(params), False
+        return Transfer(lease=True)
+
+    def _check_single(self, choices: int, param: str) -> None:
+        if choices != 1:
+            raise ApiError(400, f"{param} goes with one prompt and n=1", param=param)
+
+    def _prefills(self, remote: RemotePrefill) -> bool:
+        """Tell whether this engine is the one that others are to get the KV from."""
+        endpoint = self._model.endpoint
+        if self._model.role != "both" or endpoint is None:
+            return self._model.role == "prefill"
+        return (endpoint.host, endpoint.port) == (remote.host, remote.port)
 
     async def _generate(
         self, call: Call, streams: list[Stream], scope: Scope, receive: Receive, send: Send

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from spinney.engine.rendezvous import PATIENCE_S, Rooms, is_room
 from spinney.engine.request import DrainingError, QueueFullError
 from spinney.engine.sequence import Handover, Outcome
 from spinney.kv.block_hash import prompt_digest
@@ -103,6 +104,7 @@ class EngineService:
         self._layout = parts.executor.layout
         self._wake = asyncio.Event()
         self._pulls: dict[str, asyncio.Task[None]] = {}
+        self.rooms = Rooms(parts.core.leases)
         self._draining = False
         self._broken: Exception | None = None
 
@@ -121,10 +123,14 @@ class EngineService:
         if self._draining or self._broken is not None:
             raise DrainingError("this engine is shutting down; send the request to another one")
         now = self._timer()
+        if requests[0].lease_as is not None:
+            self.rooms.expect(requests[0].lease_as)
         try:
             first = self._core.add(requests[0], now)
         except QueueFullError:
             self._metrics.rejected()
+            if requests[0].lease_as is not None:
+                self.rooms.settled(requests[0].lease_as)
             raise
         rest = [self._core.add(request, now, force=True) for request in requests[1:]]
         self._wake.set()
@@ -142,6 +148,10 @@ class EngineService:
         """Give up a lease that nobody will claim."""
         self._core.release_lease(handle)
         self._wake.set()
+
+    def give_up(self, handle: Handle) -> None:
+        """Note that there will be no KV for *handle*, which was agreed on beforehand."""
+        self.rooms.settled(handle)
 
     async def decline(self, remote: RemotePrefill, prompt: Items[int]) -> None:
         """End the lease of a hand-over whose request is refused here.
@@ -181,6 +191,10 @@ class EngineService:
         """Copy leased blocks out for a reader; see `BlockSource.take`."""
         layout, span = self._layout, request.span
         check_compatible(layout, request.layout)
+        if is_room(request.handle):
+            if span.first >= span.end and not self._core.leases.knows(request.handle):
+                self.give_up(request.handle)
+            await self.rooms.settle(request.handle)
         lease = self._core.claim(request.handle, request.prompt, self._clock.now())
         try:
             if span.first >= span.end:
@@ -269,6 +283,8 @@ class EngineService:
 
     def _count_ends(self, now_s: float) -> None:
         for sequence, end in self._core.take_ended():
+            if sequence.request.lease_as is not None:
+                self.rooms.settled(sequence.request.lease_as)
             self._metrics.finished(sequence, end, now_s)
 
     async def _publish(self) -> None:
@@ -318,7 +334,13 @@ class EngineService:
         cached = len(sequence.prompt) - sequence.cached_tokens <= size
         count = 0 if cached else total - have
         span = Span(0, 0) if cached else Span(have * size, len(sequence.prompt))
-        request = PullRequest(remote.handle, self._layout, prompt_digest(sequence.prompt), span)
+        request = PullRequest(
+            remote.handle,
+            self._layout,
+            prompt_digest(sequence.prompt),
+            span,
+            PATIENCE_S if remote.patient else None,
+        )
         if remote.deadline_s is not None and self._clock.now() >= remote.deadline_s:
             raise HandoverError(
                 Failure.EXPIRED, f"hand-over {remote.handle} expired before it could be pulled"

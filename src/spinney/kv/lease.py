@@ -77,6 +77,15 @@ class LeaseTable:
         """Blocks under lease, those shared by several leases counted once per lease."""
         return sum(len(lease.blocks) for lease in self._leases.values())
 
+    def knows(self, handle: Handle) -> bool:
+        """Tell whether there is or was a lease of *handle*, as far as is remembered."""
+        return handle in self._leases or handle in self._ends
+
+    def end_unused(self, handle: Handle) -> None:
+        """Note that there will be no lease of *handle*, which was announced."""
+        assert handle not in self._leases, "a lease that is there is ended otherwise"
+        self._remember(handle, Failure.RELEASED)
+
     def grant(self, lease: Lease) -> None:
         """Add *lease*, whose blocks the caller holds until the lease ends."""
         assert lease.handle not in self._leases, "a handle is granted once"
@@ -135,6 +144,9 @@ class LeaseTable:
 
     def _end(self, handle: Handle, end: Failure) -> None:
         del self._leases[handle]
+        self._remember(handle, end)
+
+    def _remember(self, handle: Handle, end: Failure) -> None:
         self._ends[handle] = end
         while len(self._ends) > REMEMBERED_ENDS:
             self._ends.popitem(last=False)

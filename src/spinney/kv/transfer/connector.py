@@ -43,6 +43,8 @@ class PullRequest:
     layout: KVLayout
     prompt: str
     span: Span
+    patience_s: float | None = None
+    """How long the serving side may take, signs of life provided; None: as long as a step takes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -30,6 +30,7 @@ from spinney.kv.transfer.connector import (
 from spinney.kv.transfer.wire import (
     VERSION,
     Done,
+    Later,
     Opened,
     Pull,
     Ready,
@@ -57,6 +58,10 @@ TRANSFER_TIMEOUT_S = 30.0
 """All the bytes have to be there by then."""
 MAX_CONCURRENT_PULLS = 32
 """Pulls served at one time: each holds a copy of its blocks. More are refused as BUSY."""
+MAX_PATIENT_PULLS = 1024
+"""The same, of those whose prompts may still be being computed: most of them hold nothing yet."""
+LATER_S = 1.0
+"""How often a reader that is kept waiting is told so."""
 LISTEN_BACKLOG = 128
 
 log = get_logger("kv-transfer")
@@ -77,9 +82,9 @@ class TcpConnector:
         reads = nixl.NAME if self._memory is not None and self._memory.usable else ""
         try:
             with _as_handover_errors(f"{host}:{port}"):
-                async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                async with asyncio.timeout(request.patience_s or ANSWER_TIMEOUT_S):
                     await send(sock, _pull_message(request, self._host, reads))
-                    ready = await expect(sock, Ready)
+                    ready = await _ready(sock)
                 _check(request, ready)
                 async with asyncio.timeout(TRANSFER_TIMEOUT_S):
                     await landing.fetch(sock, ready)
@@ -93,6 +98,23 @@ class TcpConnector:
         finally:
             sock.close()
             landing.close()
+
+
+async def _ready(sock: socket.socket) -> Ready:
+    while True:
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            message = await receive(sock)
+        match message:
+            case Ready():
+                return message
+            case Refused(failure, text):
+                raise HandoverError(failure, text)
+            case Later():
+                continue
+            case _:
+                raise HandoverError(
+                    Failure.PROTOCOL, f"Ready was due, {type(message).__name__} came"
+                )
 
 
 class _Landing:
@@ -182,6 +204,7 @@ def _pull_message(request: PullRequest, host: str, reads: str) -> Pull:
         request.span.end,
         host,
         reads,
+        request.patience_s is not None,
     )
 
 
@@ -229,7 +252,7 @@ class TransferServer:
         self._memory = memory
         self._source = source
         self._host = shm.host_identity()
-        self._pulls = 0
+        self._pulls = {False: 0, True: 0}
         self._segments = shm.SegmentPool()
         try:
             self._listener = socket.create_server((host, port), backlog=LISTEN_BACKLOG)
@@ -253,11 +276,12 @@ class TransferServer:
             self._segments.close()
 
     async def _connection(self, sock: socket.socket) -> None:
-        self._pulls += 1
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             async with asyncio.timeout(TRANSFER_TIMEOUT_S):
-                await self._serve_pull(sock)
+                message = await expect(sock, Pull)
+            with self._counted(message.patient):
+                await self._serve_pull(sock, message)
         except HandoverError as error:
             log.info("pull refused", failure=str(error.failure), reason=str(error))
             with contextlib.suppress(OSError):
@@ -265,37 +289,57 @@ class TransferServer:
         except (OSError, TimeoutError) as error:
             log.warning("pull ended early", reason=repr(error))
         finally:
-            self._pulls -= 1
             sock.close()
 
-    async def _serve_pull(self, sock: socket.socket) -> None:
-        message = await expect(sock, Pull)
+    @contextlib.contextmanager
+    def _counted(self, patient: bool) -> Iterator[None]:
+        """Raise HandoverError when as many pulls are under way as may be."""
+        most = MAX_PATIENT_PULLS if patient else MAX_CONCURRENT_PULLS
+        if self._pulls[patient] >= most:
+            raise HandoverError(Failure.BUSY, f"{most} pulls are under way here already")
+        self._pulls[patient] += 1
+        try:
+            yield
+        finally:
+            self._pulls[patient] -= 1
+
+    async def _serve_pull(self, sock: socket.socket, message: Pull) -> None:
         if message.version != VERSION:
             raise HandoverError(
                 Failure.PROTOCOL, f"protocol {message.version} was asked for, this is {VERSION}"
-            )
-        if self._pulls > MAX_CONCURRENT_PULLS:
-            raise HandoverError(
-                Failure.BUSY, f"{MAX_CONCURRENT_PULLS} pulls are under way here already"
             )
         request = PullRequest(
             Handle(message.handle),
             message.layout,
             message.prompt,
             Span(message.first, message.end),
+            0.0 if message.patient else None,
         )
         same_host = bool(self._host) and message.host == self._host
         memory = self._memory if message.reads == nixl.NAME else None
         staging = _Staging(self._segments if same_host else None, memory)
         try:
-            taken = await self._source.take(request, staging.allocate)
+            taken = await _keeping_in_touch(sock, self._source.take(request, staging.allocate))
             failure: str | None = Failure.UNREACHABLE
             try:
-                failure = await _deliver(sock, staging, taken)
+                async with asyncio.timeout(TRANSFER_TIMEOUT_S):
+                    failure = await _deliver(sock, staging, taken)
             finally:
                 self._source.ended(request, staging.num_bytes, failure)
         finally:
             staging.close()
+
+
+async def _keeping_in_touch(sock: socket.socket, taking: Coroutine[Any, Any, Taken]) -> Taken:
+    """Await *taking*, and tell the reader meanwhile that it is not forgotten."""
+    task = asyncio.ensure_future(taking)
+    try:
+        while not (await asyncio.wait((task,), timeout=LATER_S))[0]:
+            await send(sock, Later())
+        return task.result()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def _deliver(sock: socket.socket, staging: _Staging, taken: Taken) -> str | None:

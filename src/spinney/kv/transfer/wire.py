@@ -2,6 +2,7 @@
 
     reader                          serving side
       Pull            ────────►
+                      ◄────────     Later, while the prompt is being computed
                       ◄────────     Ready, or Refused and the end
       Opened          ────────►     only where Ready names a segment or has an offer
                       ◄────────     the bytes, unless the reader has got them that way
@@ -42,7 +43,7 @@ class Pull(msgspec.Struct, tag="pull"):
     """Asks for the KV of the tokens from *first* to before *end*.
 
     *layout* is the reader's; *host* its `host_identity` when it can map segments; *reads* names how
-    it can read memory of another host, if it can.
+    it can read memory of another host, if it can; *patient*: the prompt may be under way yet.
     """
 
     version: int
@@ -53,6 +54,7 @@ class Pull(msgspec.Struct, tag="pull"):
     end: int
     host: str
     reads: str
+    patient: bool
 
 
 class Ready(msgspec.Struct, tag="ready"):
@@ -63,6 +65,10 @@ class Ready(msgspec.Struct, tag="ready"):
     segment: str | None
     layout: KVLayout
     offer: bytes | None = None
+
+
+class Later(msgspec.Struct, tag="later"):
+    """A sign of life: the blocks are not there yet."""
 
 
 class Refused(msgspec.Struct, tag="refused"):
@@ -84,7 +90,7 @@ class Done(msgspec.Struct, tag="done"):
     failure: Failure | None
 
 
-Message = Pull | Ready | Refused | Opened | Done
+Message = Pull | Ready | Later | Refused | Opened | Done
 M = TypeVar("M", bound=msgspec.Struct)
 
 _SIZES = Struct(">II")
