@@ -381,7 +381,8 @@ def test_headers_come_before_the_routers_own_target(headers, default, claim):
     "headers",
     [
         {"x-spinney-ttft-ms": bad} for bad in ("0", "-1", "nan", "inf", "soon", "")
-    ] + [{"x-spinney-priority": bad} for bad in ("10", "-10", "1.5", "high")],
+    ] + [{"x-spinney-priority": bad} for bad in ("10", "-10", "1.5", "high")]
+    + [{"x-spinney-tenant": "x" * 129}],
 )  # fmt: skip
 def test_headers_that_say_nothing_sensible_are_refused(headers):
     with pytest.raises(BadInputError, match="x-spinney"):

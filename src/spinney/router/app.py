@@ -388,6 +388,8 @@ def read_claim(headers: Mapping[str, str], ttft_ms: float | None) -> Claim:
     The tenant is the one it names, else its API key; *ttft_ms* is for those that name no target.
     """
     tenant = headers.get(TENANT) or _digest(headers.get("authorization", ""))
+    if len(tenant) > _MAX_ID:
+        raise openai.BadRequestError(f"header {TENANT} has over {_MAX_ID} characters")
     target, priority = headers.get(TARGET), headers.get(PRIORITY)
     if target is None and priority is None:
         return Claim(tenant, ttft_ms=ttft_ms)
