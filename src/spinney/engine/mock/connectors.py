@@ -76,7 +76,13 @@ class MemoryConnector:
             data = room(count)
             return data
 
-        taken = await source.take(request, allocate)
+        try:
+            async with asyncio.timeout(request.patience_s):
+                taken = await source.take(request, allocate)
+        except TimeoutError:
+            raise HandoverError(
+                Failure.TIMEOUT, f"{host}:{port} did not answer in time; compute the prompt again"
+            ) from None
         failure: str | None = Failure.UNREACHABLE
         try:
             yield Pulled(data, taken.checksum, "memory", taken.layout)
