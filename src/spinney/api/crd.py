@@ -51,6 +51,15 @@ _DEFAULTS: dict[tuple[type, str], Any] = {
     (grove.ScalingGroupTemplate, "minAvailable"): 1,
     (grove.PodCliqueScalingGroupSpec, "replicas"): 1,
     (grove.PodCliqueScalingGroupSpec, "minAvailable"): 1,
+    (grove.PodCliqueSetStatus, "availableReplicas"): 0,
+    (grove.PodCliqueSetStatus, "updatedReplicas"): 0,
+    (grove.PodCliqueStatus, "readyReplicas"): 0,
+    (grove.PodCliqueStatus, "scheduledReplicas"): 0,
+    (grove.PodCliqueStatus, "scheduleGatedReplicas"): 0,
+    (grove.PodCliqueStatus, "updatedReplicas"): 0,
+    (grove.PodCliqueScalingGroupStatus, "availableReplicas"): 0,
+    (grove.PodCliqueScalingGroupStatus, "scheduledReplicas"): 0,
+    (grove.PodCliqueScalingGroupStatus, "updatedReplicas"): 0,
 }
 _NO_PACK_DOMAIN = "!has({0}.topologyConstraint) || !has({0}.topologyConstraint.packDomain)"
 
@@ -144,6 +153,20 @@ _KINDS = (
             ("Healthy", "string", ".status.conditions[?(@.type=='Available')].status", 0),
             ("Update", "string", ".status.conditions[?(@.type=='Progressing')].reason", 0),
             ("Message", "string", ".status.conditions[?(@.type=='Available')].message", 0),
+            ("PCLQs-Updated", "integer", ".status.updateProgress.updatedPodCliquesCount", 1),
+            ("PCLQs-Total", "integer", ".status.updateProgress.totalPodCliquesCount", 1),
+            (
+                "PCSGs-Updated",
+                "integer",
+                ".status.updateProgress.updatedPodCliqueScalingGroupsCount",
+                1,
+            ),
+            (
+                "PCSGs-Total",
+                "integer",
+                ".status.updateProgress.totalPodCliqueScalingGroupsCount",
+                1,
+            ),
             _AGE,
         ),
         (".spec.replicas", ".status.replicas", ".status.hpaPodSelector"),
@@ -170,6 +193,8 @@ _KINDS = (
             ("Available", "integer", ".status.availableReplicas", 0),
             ("Scheduled", "integer", ".status.scheduledReplicas", 0),
             ("Updated", "integer", ".status.updatedReplicas", 0),
+            ("PCLQs-Updated", "integer", ".status.updateProgress.updatedPodCliquesCount", 0),
+            ("PCLQs-Total", "integer", ".status.updateProgress.totalPodCliquesCount", 0),
             _BREACHED,
             _AGE,
         ),
@@ -312,8 +337,8 @@ def _schema(info: types.Type) -> Schema:
         case types.UnionType(types=members):
             return _union([m for m in members if not isinstance(m, types.NoneType)])
         case types.ListType(item_type=item):
-            low = {"minItems": info.min_length} if info.min_length else {}
-            return {"type": "array", "items": _schema(item), **low}
+            limits = {"minItems": info.min_length, "maxItems": info.max_length}
+            return {"type": "array", "items": _schema(item), **_without_none(limits)}
         case types.DictType(value_type=value):
             if isinstance(value, types.AnyType):
                 return {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
@@ -323,9 +348,9 @@ def _schema(info: types.Type) -> Schema:
         case types.StrType():
             return _string(info)
         case types.IntType():
-            return {"type": "integer", "format": "int64"}
+            return {"type": "integer", "format": "int64", **_bounds(info)}
         case types.FloatType():
-            return {"type": "number"}
+            return {"type": "number", **_bounds(info)}
         case types.BoolType():
             return {"type": "boolean"}
         case types.AnyType():
@@ -343,14 +368,19 @@ def _union(members: list[types.Type]) -> Schema:
 
 
 def _string(info: types.StrType) -> Schema:
-    schema: Schema = {"type": "string"}
-    if info.min_length is not None:
-        schema["minLength"] = info.min_length
-    if info.max_length is not None:
-        schema["maxLength"] = info.max_length
-    if info.pattern is not None:
-        schema["pattern"] = info.pattern
-    return schema
+    limits = {"minLength": info.min_length, "maxLength": info.max_length, "pattern": info.pattern}
+    return {"type": "string", **_without_none(limits)}
+
+
+def _bounds(info: types.IntType | types.FloatType) -> Schema:
+    """Return the limits of a number; raise TypeError for one that has no word here yet."""
+    if (info.gt, info.lt, info.multiple_of) != (None, None, None):
+        raise TypeError(f"no schema for the limits of {info!r}: use ge and le, or add a case")
+    return _without_none({"minimum": info.ge, "maximum": info.le})
+
+
+def _without_none(values: Schema) -> Schema:
+    return {key: value for key, value in values.items() if value is not None}
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Writes one condition of a set whose other status another reconciler keeps."""
+"""What several reconcilers write into statuses alike: failures, and a set's further conditions."""
 
 from __future__ import annotations
 
@@ -6,14 +6,32 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from spinney.api.grove import PodCliqueSet
+from spinney.api.grove import LastError, PodCliqueSet
 from spinney.api.meta import find_condition, with_condition
 from spinney.controllers.actions import status_patch
+from spinney.kube.errors import ConflictError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from spinney.api.meta import Condition
     from spinney.kube.client import KubeClient
     from spinney.kube.events import EventRecorder
+
+
+def last_errors(
+    known: Sequence[LastError], code: str, errors: Iterable[BaseException | str], now: str
+) -> list[LastError]:
+    """Return *errors* for a status; one that is *known* already keeps the time it has.
+
+    That somebody else wrote first is no error: the next look settles it.
+    """
+    told = {error.description: error for error in known}
+    texts = {str(e) or repr(e) for e in errors if not isinstance(e, ConflictError)}
+    return [
+        told.get(text) or LastError(code=code, description=text, observed_at=now)
+        for text in sorted(texts)
+    ]
 
 
 async def report(

@@ -109,17 +109,23 @@ def register(
         GangTermination(client, world, clock, events, metrics),
         concurrency=CONCURRENCY,
     )
-    autoscaling = runtime.controller(
-        "autoscaling", AutoscalerReconciler(client, world, events), concurrency=CONCURRENCY
-    )
+    _register_autoscaling(runtime, world, events)
     _register_devices(runtime, world, events, cliques)
     _register_topologies(runtime, world, events)
-    _wake_autoscaling(autoscaling, world)
     _wake_termination(termination, world)
     _wake_sets(sets, world)
     _wake_groups(groups, world)
     _wake_cliques(cliques, world)
     _wake_gangs(gangs, world)
+
+
+def _register_autoscaling(runtime: Runtime, world: World, events: EventRecorder) -> None:
+    autoscaling = runtime.controller(
+        "autoscaling",
+        AutoscalerReconciler(runtime.client, world, events),
+        concurrency=CONCURRENCY,
+    )
+    _wake_autoscaling(autoscaling, world)
 
 
 def _register_devices(

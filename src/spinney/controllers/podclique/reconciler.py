@@ -12,9 +12,10 @@ import msgspec
 
 from spinney.api import codec, names
 from spinney.api.core import Pod
-from spinney.api.grove import LastError, PodClique
+from spinney.api.grove import PodClique
 from spinney.clock import rfc3339
 from spinney.controllers import actions, gangs
+from spinney.controllers.conditions import last_errors
 from spinney.controllers.pacing import Pacer
 from spinney.controllers.pod_state import is_finished, is_ready, why_not_ready
 from spinney.controllers.podclique.backoff import ReplacementBackoff
@@ -77,6 +78,7 @@ class PodCliqueReconciler:
         self._pacer = Pacer(clock)
         self._backoff = ReplacementBackoff(clock)
         self._uids: dict[str, str] = {}
+        self._replaced: dict[str, list[str]] = {}
         self._reached: set[str] = set()
         """Cliques whose minimum had nodes: what came and went between two writes counts too."""
 
@@ -97,6 +99,7 @@ class PodCliqueReconciler:
             clique, decide(clique, self._observe(clique, pods, backoff_s))
         )
         errors = await self._perform(clique, todo)
+        self._note_replaced(clique, todo)
         pods = self._pods(clique)
         if pods and all(map(is_ready, pods)) and len(pods) >= clique_count(clique).target:
             self._backoff.succeeded(key)
@@ -129,7 +132,23 @@ class PodCliqueReconciler:
             ClaimsMissingError(f"pods wait for resource claims that are missing: {named}")
         ]
 
+    def _note_replaced(self, clique: PodClique, todo: Sequence[Action]) -> None:
+        """Remember, for the status, which pods go because they are of another revision."""
+        own = clique.labels.get(names.POD_TEMPLATE_HASH)
+        gone = [
+            action.pod.name
+            for action in todo
+            if isinstance(action, DeletePod)
+            and action.pod.labels.get(names.POD_TEMPLATE_HASH) != own
+        ]
+        progress = clique.status.update_progress
+        if gone:
+            self._replaced.setdefault(clique.metadata.uid, []).extend(gone)
+        elif progress is not None and progress.update_ended_at is not None:
+            self._replaced.pop(clique.metadata.uid, None)
+
     def _forget(self, key: str) -> None:
+        self._replaced.pop(self._uids.get(key, ""), None)
         uid = self._uids.pop(key, "")
         self._unseen.forget(uid)
         self._reached.discard(uid)
@@ -285,8 +304,16 @@ class PodCliqueReconciler:
         """Write the status when it is due; return the seconds until it will be."""
         now = rfc3339(self._clock.now())
         uid = clique.metadata.uid
-        last_errors = _last_errors(clique, errors, now)
-        status = clique_status(clique, pods, last_errors, now, reached=uid in self._reached)
+        texts = [_said(error, clique) for error in errors]
+        failed = last_errors(clique.status.last_errors, "ERR_SYNC_PODS", texts, now)
+        status = clique_status(
+            clique,
+            pods,
+            failed,
+            now,
+            reached=uid in self._reached,
+            replaced=self._replaced.get(uid, ()),
+        )
         (self._reached.add if has_reached(status) else self._reached.discard)(uid)
         patch = actions.status_patch(clique, msgspec.structs.replace(clique, status=status))
         progress = is_progress(clique, status)
@@ -319,13 +346,3 @@ def _without_gate(pod: Pod) -> list[dict[str, str]]:
         {"op": "test", "path": f"{path}/name", "value": names.POD_GANG_GATE},
         {"op": "remove", "path": path},
     ]
-
-
-def _last_errors(clique: PodClique, errors: Sequence[Exception], now: str) -> list[LastError]:
-    """Return failures for the status; one that is there already keeps the time it has."""
-    known = {error.description: error for error in clique.status.last_errors}
-    found = []
-    for text in sorted({_said(error, clique) for error in errors}):
-        fresh = LastError(code="ERR_SYNC_PODS", description=text, observed_at=now)
-        found.append(known.get(text, fresh))
-    return found

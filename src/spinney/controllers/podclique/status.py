@@ -23,6 +23,7 @@ from spinney.controllers.pod_state import (
     why_not_ready,
 )
 from spinney.controllers.template import clique_count
+from spinney.controllers.update.parts import clique_progress, generation_of
 from spinney.controllers.update.plan import PLAN, ROLLOUT
 
 if TYPE_CHECKING:
@@ -47,10 +48,12 @@ def clique_status(
     now: str,
     *,
     reached: bool = False,
+    replaced: Sequence[str] = (),
 ) -> PodCliqueStatus:
     """Return the clique's status from its *pods*; *now* dates conditions that change.
 
     *reached* tells that its minimum was seen on nodes, though that may not be written yet.
+    *replaced* names the pods that went for others of the clique's revision.
     """
     live = [pod for pod in pods if is_live(pod)]
     revision = clique.labels.get(names.POD_TEMPLATE_HASH, "")
@@ -75,6 +78,10 @@ def clique_status(
         conditions=conditions,
         last_errors=errors,
         current_pod_template_hash=revision if updated == len(live) else current,
+        current_pod_clique_set_generation_hash=generation_of(clique)
+        if updated == len(live)
+        else clique.status.current_pod_clique_set_generation_hash,
+        update_progress=clique_progress(clique, pods, now, replaced),
     )
 
 

@@ -9,12 +9,15 @@ import msgspec
 from spinney.api.grove import PodCliqueSet
 from spinney.clock import rfc3339
 from spinney.controllers.actions import Create, Delete, perform, status_patch
+from spinney.controllers.conditions import last_errors
 from spinney.controllers.identity import SET_FINALIZER
 from spinney.controllers.pacing import Pacer
 from spinney.controllers.podcliqueset.decide import Observation, decide, may_go
 from spinney.controllers.podcliqueset.status import set_status
 from spinney.controllers.update.updates import Updates
+from spinney.errors import SpinneyError
 from spinney.kube.controller import Result
+from spinney.kube.transport import TransportError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,8 +64,15 @@ class PodCliqueSetReconciler:
         look = self._updates.look(pcs)
         # Stored first: a pod of what is replaced can be made again only from what is stored.
         await self._updates.store(pcs, look.rollout.target)
-        await self._do(pcs, decide(look.pcs, seen, look.rollout))
-        return await self._report(pcs, seen, look)
+        failed: Exception | None = None
+        try:
+            await self._do(pcs, decide(look.pcs, seen, look.rollout))
+        except (SpinneyError, TransportError) as error:
+            failed = error
+        result = await self._report(pcs, seen, look, failed)
+        if failed is not None:
+            raise failed
+        return result
 
     async def _do(self, pcs: PodCliqueSet, todo: Sequence[Action]) -> None:
         await perform(self._client, todo)
@@ -102,14 +112,19 @@ class PodCliqueSetReconciler:
             kind = "PodCliqueSetReplicaDeleteSuccessful"
             self._events.event(pcs, "Normal", kind, f"deleted {gone}")
 
-    async def _report(self, pcs: PodCliqueSet, seen: Observation, look: Look) -> Result | None:
+    async def _report(
+        self, pcs: PodCliqueSet, seen: Observation, look: Look, failed: Exception | None
+    ) -> Result | None:
+        now = rfc3339(self._clock.now())
+        errors = [failed] if failed is not None else []
         status = set_status(
             look.pcs,
             seen.cliques,
             seen.groups,
             self._world.topology_keys(pcs),
-            rfc3339(self._clock.now()),
+            now,
             look.rollout.target,
+            last_errors(pcs.status.last_errors, "ERR_SYNC_PARTS", errors, now),
         )
         status = self._updates.status(look, status)
         patch = status_patch(pcs, msgspec.structs.replace(pcs, status=status))

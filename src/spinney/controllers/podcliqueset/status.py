@@ -21,9 +21,10 @@ from spinney.controllers.update.revisions import of_template
 from spinney.controllers.update.rollout import is_group_updated
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from spinney.api.grove import (
+        LastError,
         PodClique,
         PodCliqueScalingGroup,
         PodCliqueSet,
@@ -44,16 +45,18 @@ def set_status(
     keys: Keys | None,
     now: str,
     target: Revision | None = None,
+    errors: Sequence[LastError] = (),
 ) -> PodCliqueSetStatus:
     """Return the set's status from its live cliques and groups, by full name.
 
-    *target* is the revision its pods are to be of, that of the template if None.
+    *target* is the revision its pods are to be of, that of the template if None. *errors* are
+    those of the last reconciliation.
     """
     target = of_template(pcs.spec.template) if target is None else target
     wanted = set_replicas(pcs)
     troubles = {i: list(_troubles(pcs, i, cliques, groups)) for i in range(wanted)}
     available = sum(not found for found in troubles.values())
-    conditions = with_condition(pcs.status.conditions, _available(wanted, troubles), now)
+    conditions = with_condition(pcs.status.conditions, _available(wanted, troubles, errors), now)
     levels = topology.levels_condition(pcs.spec.template, keys)
     if levels is not None:
         conditions = with_condition(conditions, levels, now)
@@ -71,6 +74,7 @@ def set_status(
         current_generation_hash=target.id,
         current_revision=target.number,
         conditions=conditions,
+        last_errors=list(errors),
     )
 
 
@@ -100,7 +104,9 @@ def _group_trouble(group: PodCliqueScalingGroup) -> str:
     return found.message if found is not None else "has not reported yet"
 
 
-def _available(wanted: int, troubles: Mapping[int, list[str]]) -> Condition:
+def _available(
+    wanted: int, troubles: Mapping[int, list[str]], errors: Sequence[LastError]
+) -> Condition:
     broken = [text for _, found in sorted(troubles.items()) for text in found]
     available = sum(not found for found in troubles.values())
     if not wanted:
@@ -117,6 +123,7 @@ def _available(wanted: int, troubles: Mapping[int, list[str]]) -> Condition:
     named = "; ".join(broken[:_NAMED_ROLES])
     more = len(broken) - _NAMED_ROLES
     tail = f"; and {more} more roles" if more > 0 else ""
+    tail += "".join(f"; {error.description}" for error in errors[:1])
     return Condition(
         type=AVAILABLE,
         status="False",

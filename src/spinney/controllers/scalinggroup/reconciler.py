@@ -10,10 +10,13 @@ from spinney.api.grove import PodCliqueScalingGroup
 from spinney.clock import rfc3339
 from spinney.controllers import identity
 from spinney.controllers.actions import Create, Delete, perform, status_patch
+from spinney.controllers.conditions import last_errors
 from spinney.controllers.pacing import Pacer
 from spinney.controllers.scalinggroup.decide import decide, template_of
 from spinney.controllers.scalinggroup.status import group_status, is_progress
+from spinney.errors import SpinneyError
 from spinney.kube.controller import Result
+from spinney.kube.transport import TransportError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -55,9 +58,17 @@ class ScalingGroupReconciler:
             self._world.target(pcs),
             self._world.stored(pcs),
         )
-        await perform(self._client, todo)
-        self._tell(group, todo)
-        return await self._report(pcs, group, existing.values())
+        failed: Exception | None = None
+        try:
+            await perform(self._client, todo)
+        except (SpinneyError, TransportError) as error:
+            failed = error
+        else:
+            self._tell(group, todo)
+        result = await self._report(pcs, group, existing.values(), failed)
+        if failed is not None:
+            raise failed
+        return result
 
     def _tell(self, group: PodCliqueScalingGroup, todo: Sequence[Action]) -> None:
         made = [action.object.name for action in todo if isinstance(action, Create)]
@@ -72,14 +83,20 @@ class ScalingGroupReconciler:
             )
 
     async def _report(
-        self, pcs: PodCliqueSet, group: PodCliqueScalingGroup, existing: Iterable[PodClique]
+        self,
+        pcs: PodCliqueSet,
+        group: PodCliqueScalingGroup,
+        existing: Iterable[PodClique],
+        failed: Exception | None,
     ) -> Result | None:
         template = template_of(pcs, group)
         if template is None:
             return None
-        status = group_status(
-            pcs, group, template, existing, rfc3339(self._clock.now()), self._world.target(pcs)
-        )
+        now = rfc3339(self._clock.now())
+        errors = [failed] if failed is not None else []
+        told = last_errors(group.status.last_errors, "ERR_SYNC_PODCLIQUES", errors, now)
+        target = self._world.target(pcs)
+        status = group_status(pcs, group, template, existing, now, target, told)
         patch = status_patch(group, msgspec.structs.replace(group, status=status))
         progress = is_progress(group, status)
         wait_s = self._pacer.wait_s(group.key, changed=bool(patch), progress=progress)

@@ -18,13 +18,16 @@ from spinney.controllers.template import (
     group_count,
     member_cliques,
 )
+from spinney.controllers.update.parts import Replica, group_progress
 from spinney.controllers.update.plan import PLAN, ROLLOUT
 from spinney.controllers.update.revisions import of_template
+from spinney.controllers.update.strategy import is_on_delete
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from spinney.api.grove import (
+        LastError,
         PodClique,
         PodCliqueScalingGroup,
         PodCliqueScalingGroupStatus,
@@ -63,20 +66,19 @@ def group_status(
     existing: Iterable[PodClique],
     now: str,
     target: Revision | None = None,
+    errors: Sequence[LastError] = (),
 ) -> PodCliqueScalingGroupStatus:
     """Return the group's status from its *existing* cliques; *now* dates changed conditions.
 
-    *target* is the revision its pods are to be of, that of the template if None.
+    *target* is the revision its pods are to be of, that of the template if None. *errors* are
+    those of the last reconciliation.
     """
     target = of_template(pcs.spec.template) if target is None else target
     roles = member_cliques(pcs.spec.template, template)
     hashes = {role.name: target.hashes[role.name] for role in roles}
-    by_index: dict[int, list[PodClique]] = {}
-    for clique in existing:
-        j = index_label(clique.labels, names.SCALING_GROUP_REPLICA_INDEX)
-        if j is not None and not clique.deleting:
-            by_index.setdefault(j, []).append(clique)
-    replicas = [_replica(cliques, hashes) for _, cliques in sorted(by_index.items())]
+    by_index = _by_index(existing)
+    found = {j: _replica(cliques, hashes) for j, cliques in sorted(by_index.items())}
+    replicas = list(found.values())
     cliques = [clique for _, found in sorted(by_index.items()) for clique in found]
     condition = _breached(group, replicas, cliques)
     conditions = with_condition(group.status.conditions, condition, now)
@@ -98,6 +100,33 @@ def group_status(
             }
         ),
         conditions=conditions,
+        last_errors=list(errors),
+        update_progress=group_progress(
+            group,
+            target,
+            {j: Replica(_is_of(by_index[j], hashes), one.available) for j, one in found.items()},
+            now,
+            on_delete=is_on_delete(pcs),
+        ),
+    )
+
+
+def _by_index(existing: Iterable[PodClique]) -> dict[int, list[PodClique]]:
+    found: dict[int, list[PodClique]] = {}
+    for clique in existing:
+        j = index_label(clique.labels, names.SCALING_GROUP_REPLICA_INDEX)
+        if j is not None and not clique.deleting:
+            found.setdefault(j, []).append(clique)
+    return found
+
+
+def _is_of(cliques: Sequence[PodClique], hashes: Mapping[str, str]) -> bool:
+    """Tell whether *cliques* declare pods of the *hashes*, and have no others."""
+    wanted = set(hashes.values())
+    return all(
+        (own := c.labels.get(names.POD_TEMPLATE_HASH, "")) in wanted
+        and c.status.current_pod_template_hash in ("", own)
+        for c in cliques
     )
 
 
@@ -109,6 +138,7 @@ def is_progress(group: PodCliqueScalingGroup, status: PodCliqueScalingGroupStatu
         and status.available_replicas >= before.available_replicas
         and status.replicas >= before.replicas
         and not turned(before.conditions, status.conditions)
+        and status.last_errors == before.last_errors
     )
 
 
