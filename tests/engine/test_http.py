@@ -426,3 +426,13 @@ def test_streamed_updates_keep_whole_characters(with_engine: WithEngine) -> None
             assert json.loads(piece.removeprefix(b"data: ") if b"{" in piece else b"0") is not None
 
     with_engine(scenario)
+
+
+def test_a_fault_of_ours_is_an_answer_in_openais_form(with_engine: WithEngine) -> None:
+    async def scenario(engine: Any) -> None:
+        engine.engine.app._tokenizer = None
+        reply = await engine.post(COMPLETIONS, {"prompt": "hello"})
+        assert reply.status == 500
+        assert reply.json["error"]["code"] == "internal_error"
+
+    with_engine(scenario)

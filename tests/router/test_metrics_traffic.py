@@ -175,6 +175,34 @@ def test_tenants_and_models_beyond_the_bound_share_a_label():
     assert not {"made up", "made up, too"} & words
 
 
+class Broken:
+    """A tokenizer with a fault."""
+
+    def encode(self, text, *, add_special_tokens=True):
+        raise ZeroDivisionError(text)
+
+    def render_chat(self, messages, **_):
+        raise ZeroDivisionError
+
+
+def test_a_fault_of_ours_is_an_answer_a_count_and_a_line_with_its_place(capfd):
+    async def main():
+        async with fleet("d", parts={"tokenizers": {"": Broken()}}) as world:
+            said = await world.ask({"prompt": "p"}, headers={"x-request-id": "r9"})
+            assert world.idle()
+            path = "/v1/completions"
+            return said, await world.metric("requests_total", path=path, outcome="failed")
+
+    said, failed = asyncio.run(main())
+    lines = "".join(capfd.readouterr())
+
+    assert (said.status, said.json["error"]["code"]) == (500, "internal_error")
+    assert said.headers["x-request-id"] == "r9"
+    assert failed == 1
+    assert "ZeroDivisionError" in lines
+    assert "outcome=failed" in lines
+
+
 def test_a_line_tells_a_request_that_ended_badly(capfd):
     async def main():
         async with fleet("d", max_migrations=0) as world:

@@ -62,6 +62,7 @@ LONG_TEXT_CHARACTERS = 20_000
 """Longer texts are tokenised in a thread: about ten milliseconds the loop would not answer in."""
 RETRY_AFTER_S = 1
 """What a refused client is told to wait."""
+INTERNAL = "an error within the engine; its log has it"
 JSON = b"application/json"
 
 log = get_logger("engine-http")
@@ -156,6 +157,12 @@ class EngineApp:
             await self._answer_error(send, ApiError(400, str(error), param="bootstrap_room"))
         except TemplateError as error:
             await self._answer_error(send, ApiError(400, str(error), param="messages"))
+        except Exception as error:
+            log.exception("a request failed", path=scope["path"])
+            try:
+                await self._answer_error(send, ApiError(500, INTERNAL, code="internal_error"))
+            except RuntimeError:  # Its answer has begun: all that is left is to break it off.
+                raise error from None
 
     def _route(self, scope: Scope) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
         path, method = scope["path"], scope["method"]

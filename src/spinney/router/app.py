@@ -45,6 +45,7 @@ _JSON: Headers = [(b"content-type", b"application/json")]
 _FORWARDED = frozenset({b"authorization", b"traceparent", b"tracestate", b"baggage"})
 """Request headers that go on to workers, besides those that start with ``x-``."""
 _MAX_ID = 128
+INTERNAL = "an error within the router; its log has it"
 TENANT = "x-spinney-tenant"
 PRIORITY = "x-spinney-priority"
 TARGET = "x-spinney-ttft-ms"
@@ -100,7 +101,13 @@ class RouterApp:
         reply = Reply(send)
         path, method = scope["path"], scope["method"]
         if path in _SERVED and method == "POST":
-            await self._completion(path, scope["headers"], receive, reply)
+            try:
+                await self._completion(path, scope["headers"], receive, reply)
+            except Exception:
+                log.exception("a request failed", path=path)
+                if reply.started:
+                    raise  # All that is left is to break its answer off.
+                await _error(reply, 500, INTERNAL, code="internal_error")
             return
         request_id, _ = self._read_headers(scope["headers"])
         reply.told = request_id_headers(request_id)
@@ -184,13 +191,18 @@ class RouterApp:
             reply.told = request_id_headers(request_id)
             size = _content_length(headers)
             run = await self._read(story, forwarded, size, receive, reply)
-            if isinstance(run, Run):
-                run.came_s, run.trace = came_s, trace
-                trace.read(run.inbound)
-                run = await self._tracked(run, receive)
-            story.outcome = run.value
-            self._ended(story, came_s)
-            trace.over(story, reply.status)
+            try:
+                if isinstance(run, Run):
+                    run.came_s, run.trace = came_s, trace
+                    trace.read(run.inbound)
+                    run = await self._tracked(run, receive)
+                story.outcome = run.value
+            except BaseException:
+                story.outcome = Outcome.FAILED.value
+                raise
+            finally:
+                self._ended(story, came_s)
+                trace.over(story, reply.status)
 
     async def _read(
         self, story: Story, forwarded: dict[str, str], size: int, receive: Receive, reply: Reply
