@@ -125,7 +125,7 @@ def test_a_fleet_lasts_until_the_workers_change():
     assert fleets.of("m", seen.roster("m"), seen.rosters, {}) is first
     assert first.pick(Ask("m", 10), frozenset(), random.Random(1)).decode.worker.name == "d0"
 
-    fleets.note("d1", None)
+    fleets.note("d1", IDLE)
     assert first.pick(Ask("m", 10), frozenset(), random.Random(1)).decode.worker.name == "d1"
 
     flipped = View((worker("d0"), replace(worker("d1"), role=Role.PREFILL)))

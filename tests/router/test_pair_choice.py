@@ -14,7 +14,7 @@ from tests.router.test_picker import ask, chosen, view, worker
 from spinney.perfmodel.profile import load_step_model
 from spinney.perfmodel.step_model import Distance
 from spinney.router.costs import REMEMBERED, ModelCosts, TokenCosts
-from spinney.router.picker import Load, Mode, Policy, distance, pick
+from spinney.router.picker import Load, Mode, Policy, distance, pick, pick_prefill
 from spinney.router.workers import parse_worker
 
 
@@ -178,6 +178,36 @@ def test_no_pair_is_cheaper_than_the_one_chosen(ps, ds, loads, cached, tokens, i
         assert choice.prefill.cost + choice.decode.cost == pytest.approx(best)
     else:
         assert choice.decode.cost <= best + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("p0", "p1", "d", "want"),
+    [
+        ("a", "b", "b", ("disaggregated", "p1", "d0")),
+        ("a", "b", "ab", ("disaggregated", "p0", "d0")),
+        ("", "b", "a", ("disaggregated", "p0", "d0")),
+        ("a", "b", "c", ("local-prefill", None, "d0")),
+        ("a", "b", "", ("disaggregated", "p0", "d0")),
+    ],
+)
+def test_prefill_and_decode_are_of_one_revision_where_both_say_which(p0, p1, d, want):
+    busy = {"p1": Load(prefill_tokens=5)}
+    seen = view(
+        [
+            worker("p0", revisions=frozenset(p0)),
+            worker("p1", revisions=frozenset(p1)),
+            worker("d0", revisions=frozenset(d)),
+        ],
+        busy,
+    )
+
+    choice = pick(ask(1000), seen, Policy(), random.Random(1))
+
+    assert chosen(choice) == want
+    if want[1] is None:
+        assert choice.why_mode == "revisions-differ"
+    other = pick_prefill(ask(1000), seen, Policy(), random.Random(1), seen.workers[2])
+    assert (other.worker.name if other else None) == want[1]
 
 
 def test_a_shipped_profile_is_a_cost_model():

@@ -20,7 +20,14 @@ from spinney.ids import RandomIds
 from spinney.kube.client import KubeClient
 from spinney.kube.informer import Informer
 from spinney.local.apiserver.server import ApiServer
-from spinney.router.pods import WORKER_SELECTOR, PodWorkers, worker_of
+from spinney.router.picker import Ask, Nobody, Policy, View, pick
+from spinney.router.pods import (
+    ROUTER_SELECTOR,
+    WORKER_SELECTOR,
+    PodPeers,
+    PodWorkers,
+    worker_of,
+)
 from spinney.router.table import WorkerTable
 from spinney.router.workers import Role, StaticWorkers, Worker
 
@@ -33,17 +40,37 @@ def status(*, ready=True, ip="127.1.0.1", phase="Running"):
     return PodStatus(phase=phase, conditions=[condition], pod_ip=ip)
 
 
-def pod(name="w", role="prefill", model="m", ports=(*PORTS, HTTP), annotations=None, **state):
+def pod(
+    name="w",
+    role="prefill",
+    model="m",
+    ports=(*PORTS, HTTP),
+    annotations=None,
+    labels=None,
+    **state,
+):
+    more = labels or {}
     labels = {"spinney.dev/role": role, "app": "llm"} | (
         {"spinney.dev/model": model} if model else {}
     )
     return Pod(
         metadata=ObjectMeta(
-            name=name, namespace="ns", uid=name, labels=labels, annotations=annotations or {}
+            name=name,
+            namespace="ns",
+            uid=name,
+            labels=labels | more,
+            annotations=annotations or {},
         ),
         spec=PodSpec(containers=[Container(name="c", image="i", ports=list(ports))]),
         status=status(**state),
     )
+
+
+class NoProbe:
+    """Knows nothing: all models are in the labels."""
+
+    async def models(self, _worker):
+        return frozenset()
 
 
 WORKER = Worker("w", "http://127.1.0.1:8001", Role.PREFILL, frozenset({"m"}), uid="w")
@@ -74,6 +101,11 @@ WORKER = Worker("w", "http://127.1.0.1:8001", Role.PREFILL, frozenset({"m"}), ui
             ),
             replace(WORKER, kv_events="tcp://127.1.0.1:5557", kv_replay="tcp://127.1.0.1:5558"),
             id="ports of KV events",
+        ),
+        pytest.param(
+            pod(labels={"spinney.dev/revision": "a.b"}),
+            replace(WORKER, revisions=frozenset("ab")),
+            id="revisions",
         ),
         pytest.param(pod(role="router"), None, id="a router"),
         pytest.param(pod(ip=""), None, id="no address yet"),
@@ -136,6 +168,77 @@ def test_workers_come_change_and_go_with_their_pods():
             await until(lambda: seen() == {"w1": False}, "it is gone")
             assert changes[-1] == source.workers()
             assert "role" in api.requests[0].query["labelSelector"]
+
+    asyncio.run(main())
+
+
+def test_a_worker_serves_the_role_that_its_label_says_now():
+    async def main():
+        server = ApiServer(SystemClock(), RandomIds(random.Random(1)))
+        client = KubeClient(server)
+        source = PodWorkers(
+            Informer(client, Pod, "default", rng=random.Random(1), labels=WORKER_SELECTOR)
+        )
+        table = WorkerTable(source, NoProbe(), QUICK)
+        watching = asyncio.create_task(source.run())
+
+        def chosen():
+            """Who serves a long prompt; an index that was kept says that w1 has its beginning."""
+            seen = View(table.workers(), rosters=table.rosters)
+            found = pick(Ask("m", 1000, {"w1": 900}), seen, Policy(), random.Random(1))
+            if isinstance(found, Nobody):
+                return None
+            return found.mode.value, found.prefill and found.prefill.worker.name
+
+        for name, role in (("w0", "decode"), ("w1", "both")):
+            wanted = pod(name, role)
+            wanted.metadata.namespace, wanted.metadata.uid = "default", ""
+            await client.create(wanted)
+            await client.patch(
+                Pod, name, codec.to_dict(pod(name, role)) | {"metadata": {}, "spec": {}},
+                "default", subresource="status",
+            )  # fmt: skip
+        for role, want in (
+            ("both", ("aggregated", None)),
+            ("prefill", ("disaggregated", "w1")),
+            ("decode", ("local-prefill", None)),
+            ("both", ("aggregated", None)),
+            ("router", ("local-prefill", None)),
+        ):
+            patch = {"metadata": {"labels": {"spinney.dev/role": role}}}
+            await client.patch(Pod, "w1", patch, "default")
+
+            def as_labelled(role=role, want=want):
+                roles = {worker.name: worker.role.value for worker in table.workers()}
+                return chosen() == want and roles.get("w1", "router") == role
+
+            await until(as_labelled, f"w1 is {role}")
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        await server.close()
+
+    asyncio.run(main())
+
+
+def test_other_routers_are_pods_with_a_port_for_peers():
+    async def main():
+        api = FakeApi()
+        informer = Informer(
+            KubeClient(api), Pod, "ns", rng=random.Random(1), labels=ROUTER_SELECTOR
+        )
+        peers = PodPeers(informer)
+        watching = asyncio.create_task(peers.run())
+        port = [HTTP, ContainerPort(container_port=9100, name="peers")]
+        put(api, pod("r0", role="router", ports=port))
+        put(api, pod("r1", role="router", ports=port, ip="fd00::1"))
+        put(api, pod("r2", role="router"))
+        put(api, pod("r3", role="router", ports=port, phase="Failed"))
+        want = ["http://127.1.0.1:9100", "http://[fd00::1]:9100"]
+        await until(lambda: peers.endpoints() == want, "both are found")
+        api.remove("/api/v1/namespaces/ns/pods/r0")
+        await until(lambda: peers.endpoints() == want[1:], "one is gone")
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
 
     asyncio.run(main())
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import random
 import signal
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import click
 import uvicorn
@@ -23,6 +25,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, disable_creat
 from spinney.api.core import Node, Pod
 from spinney.api.selectors import parse_labels
 from spinney.clock import SystemClock
+from spinney.cmd.router_processes import Seat, Supervisor
 from spinney.cmd.traces import tracing
 from spinney.errors import BadInputError, SpinneyError
 from spinney.ids import RandomIds
@@ -33,8 +36,10 @@ from spinney.perfmodel.profile import load_step_model
 from spinney.router.assembly import Router, assemble
 from spinney.router.costs import ModelCosts
 from spinney.router.limits import Limits
+from spinney.router.peer_app import HttpPeers, PeerApp, Siblings
 from spinney.router.picker import Policy
-from spinney.router.pods import WORKER_SELECTOR, PodWorkers
+from spinney.router.pods import ROUTER_SELECTOR, WORKER_SELECTOR, PodPeers, PodWorkers
+from spinney.router.sharing import PeerLoads, Sharing
 from spinney.router.upstream import HttpUpstream
 from spinney.router.workers import StaticWorkers, parse_worker
 
@@ -43,6 +48,7 @@ if TYPE_CHECKING:
 
     from spinney.kv.event_stream import Gap
     from spinney.kv.events import KVEventBatch
+    from spinney.router.app import RouterApp
     from spinney.router.event_feeds import Subscribe
     from spinney.router.prompt_tokens import PromptTokenizer
     from spinney.router.workers import WorkerSource
@@ -50,6 +56,7 @@ if TYPE_CHECKING:
 log = get_logger("router")
 
 _DEFAULTS = Limits()
+MOST_PROCESSES = 64
 BACKLOG = 2048
 """Connections that may wait to be accepted."""
 KEEP_ALIVE_S = 75
@@ -179,6 +186,25 @@ _deadline = click.FloatRange(min=0.001)
     metavar="NAME=PARTS",
     help="Parts of busy workers that a tenant has; others have 1.",
 )
+@click.option(
+    "--processes",
+    type=click.IntRange(1, MOST_PROCESSES),
+    default=1,
+    help="Processes that share the port and the load; one uses one core.",
+)
+@click.option(
+    "--peer",
+    "peers",
+    multiple=True,
+    metavar="URL",
+    help="The --peer-port of another router to share in-flight load with; repeat it. Without "
+    "--worker, router pods with a port named peers are found too.",
+)
+@click.option(
+    "--peer-port",
+    type=click.IntRange(1, 65535),
+    help="Where other routers share their load with this one; process n listens at n more.",
+)
 @click.option("--seed", type=int, help="Makes the choice between equals repeatable.")
 @click.option(
     "--log-level",
@@ -196,9 +222,20 @@ def router(**flags: Any) -> None:
     options = Options(**flags)
     configure(level=options.log_level, json=options.log_json)
     options.check()
-    listener = listen(options.host, options.port, options.idle_deadline)
-    with listener:
-        uvloop.run(run(options, listener))
+    with contextlib.ExitStack() as sockets:
+        seats = seats_of(options, sockets)
+        host, port = seats[0].listener.getsockname()[:2]
+        log.info("router listening", url=f"http://{host}:{port}")
+        if options.processes == 1:
+            uvloop.run(run(options, seats[0]))
+            return
+        code = Supervisor(
+            options.processes,
+            lambda number, pipe: uvloop.run(run(options, replace(seats[number], parent=pipe))),
+            SystemClock(),
+        ).run()
+    if code:
+        raise SystemExit(code)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +265,9 @@ class Options:
     queue_deadline: float
     ttft_target_ms: float | None
     tenant_shares: tuple[str, ...]
+    processes: int
+    peers: tuple[str, ...]
+    peer_port: int | None
     seed: int | None
     log_level: str
     log_json: bool
@@ -244,6 +284,12 @@ class Options:
             )
         self.policy()
         self.limits()
+        for peer in self.peers:
+            parts = urlsplit(peer)
+            if parts.scheme != "http" or not parts.hostname:
+                raise BadInputError(f"--peer {peer}: write http://host:port")
+        if self.processes > 1 and self.port and self.peer_port == self.port:
+            raise BadInputError("--peer-port and --port are the same; choose another")
         if self.workers and (self.selector or self.kubeconfig):
             raise BadInputError("--worker and --selector or --kubeconfig exclude each other")
 
@@ -272,10 +318,31 @@ class Options:
         )
 
 
-def listen(host: str, port: int, unread_s: float) -> socket.socket:
+def seats_of(options: Options, sockets: contextlib.ExitStack) -> list[Seat]:
+    """Return the places of the router's processes; *sockets* closes theirs."""
+    count, unread_s = options.processes, options.idle_deadline
+    shared = count > 1
+    listeners = [sockets.enter_context(listen(options.host, options.port, unread_s, shared=shared))]
+    port = listeners[0].getsockname()[1]
+    for _ in range(1, count):
+        listener = listen(options.host, port, unread_s, shared=True)
+        listeners.append(sockets.enter_context(listener))
+    if not shared and options.peer_port is None and not options.peers:
+        return [Seat(0, listeners[0])]
+    peers = []
+    for number in range(count):
+        host = options.host if options.peer_port else "127.0.0.1"
+        wanted = options.peer_port + number if options.peer_port else 0
+        peers.append(sockets.enter_context(listen(host, wanted, unread_s)))
+    ports = tuple(each.getsockname()[1] for each in peers)
+    return [Seat(n, *pair, ports) for n, pair in enumerate(zip(listeners, peers, strict=True))]
+
+
+def listen(host: str, port: int, unread_s: float, *, shared: bool = False) -> socket.socket:
     """Return a socket bound to the address; raise SpinneyError saying why it cannot be.
 
-    Its connections end when the client takes in nothing for *unread_s*.
+    Its connections end when the client takes in nothing for *unread_s*. With *shared* other sockets
+    of this program may be bound to the same address, and the kernel spreads connections over them.
     """
     listener = None
     try:
@@ -284,6 +351,8 @@ def listen(host: str, port: int, unread_s: float) -> socket.socket:
         )[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         # An unread answer keeps its connection open after it was given up, but not for ever.
         unread_ms = int(unread_s * 1000)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unread_ms)
@@ -314,15 +383,21 @@ def parse_share(text: str) -> tuple[str, float]:
     return name, share
 
 
-async def run(options: Options, listener: socket.socket) -> None:
-    """Serve on *listener* until SIGTERM or SIGINT, and drain."""
-    rng = random.Random(options.seed)
+async def run(options: Options, seat: Seat) -> None:
+    """Serve as the process of *seat* until SIGTERM or SIGINT, and drain."""
+    seed = options.seed if options.seed is None else options.seed + seat.number
+    rng = random.Random(seed)
     clock, registry = SystemClock(), CollectorRegistry()
     ProcessCollector(registry=registry)
     disable_created_metrics()  # type: ignore[no-untyped-call]
     with tracing("spinney-router", clock) as tracer:
         limits = options.limits()
-        async with _source(options, rng) as source, HttpUpstream(limits) as upstream:
+        async with (
+            _source(options, rng) as (source, others),
+            HttpUpstream(limits) as upstream,
+            contextlib.aclosing(HttpPeers()) as links,
+        ):
+            siblings = _siblings(seat, links)
             built = assemble(
                 source,
                 upstream,
@@ -335,10 +410,49 @@ async def run(options: Options, listener: socket.socket) -> None:
                 subscribe=_subscriber(),
                 tokenizers=_tokenizers(options.tokenizers),
                 tracer=tracer,
+                siblings=siblings,
             )
-            host, port = listener.getsockname()[:2]
-            log.info("router listening", url=f"http://{host}:{port}")
-            await serve(built, listener)
+            await serve(built, seat, _peering(options, seat, built, links, others))
+
+
+@dataclass(frozen=True, slots=True)
+class Peering:
+    """What shares a router's load with others."""
+
+    app: PeerApp
+    sharing: Sharing
+    others: PodPeers | None
+    """Finds them in the cluster."""
+
+
+def _siblings(seat: Seat, links: HttpPeers) -> Siblings | None:
+    """Return the other processes of this router, None where there are none."""
+    others = [(n, url) for n, url in _peer_urls(seat) if n != seat.number]
+    return Siblings(seat.number, others, links) if others else None
+
+
+def _peer_urls(seat: Seat) -> list[tuple[int, str]]:
+    host = seat.peers.getsockname()[0] if seat.peers else ""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    host = f"[{host}]" if ":" in host else host
+    return [(n, f"http://{host}:{port}") for n, port in enumerate(seat.peer_ports)]
+
+
+def _peering(
+    options: Options, seat: Seat, built: Router, links: HttpPeers, others: PodPeers | None
+) -> Peering | None:
+    if seat.peers is None:
+        return None
+    me = RandomIds().uid()
+    limits = options.limits()
+    loads = PeerLoads(me, built.ledger, limits, seat.peer_ports)
+    named = [*options.peers, *(url for n, url in _peer_urls(seat) if n != seat.number)]
+
+    def endpoints() -> list[str]:
+        return [*named, *(others.endpoints() if others else ())]
+
+    sharing = Sharing(me, built.ledger, loads, links, endpoints, limits)
+    return Peering(PeerApp(loads, built.registry, built.stories), sharing, others)
 
 
 def _subscriber() -> Subscribe:
@@ -365,9 +479,12 @@ def _tokenizers(wanted: tuple[str, ...]) -> dict[str, PromptTokenizer]:
 
 
 @contextlib.asynccontextmanager
-async def _source(options: Options, rng: random.Random) -> AsyncIterator[WorkerSource]:
+async def _source(
+    options: Options, rng: random.Random
+) -> AsyncIterator[tuple[WorkerSource, PodPeers | None]]:
+    """Give the workers, and the other routers where they are looked for."""
     if options.workers:
-        yield StaticWorkers(parse_worker(text, options.models) for text in options.workers)
+        yield StaticWorkers(parse_worker(text, options.models) for text in options.workers), None
         return
     from spinney.kube.client import KubeClient
     from spinney.kube.http import HttpTransport
@@ -381,16 +498,20 @@ async def _source(options: Options, rng: random.Random) -> AsyncIterator[WorkerS
     client = KubeClient(transport, field_manager="spinney-router")
     try:
         pods = Informer(client, Pod, options.namespace, rng=rng, labels=labels)
-        yield PodWorkers(pods, Informer(client, Node, rng=rng) if options.topology else None)
+        workers = PodWorkers(pods, Informer(client, Node, rng=rng) if options.topology else None)
+        others = None
+        if options.peer_port is not None:
+            theirs = ",".join(filter(None, (options.selector, ROUTER_SELECTOR)))
+            others = PodPeers(Informer(client, Pod, options.namespace, rng=rng, labels=theirs))
+        yield workers, others
     finally:
         await transport.close()
 
 
-async def serve(built: Router, listener: socket.socket) -> None:
-    """Run *built* on *listener* until a signal; return when it is drained."""
-    server = ListeningServer(
+def _server(app: RouterApp | PeerApp) -> ListeningServer:
+    return ListeningServer(
         uvicorn.Config(
-            built.app,
+            app,
             loop="none",
             http="httptools",
             ws="none",
@@ -406,16 +527,35 @@ async def serve(built: Router, listener: socket.socket) -> None:
             timeout_graceful_shutdown=LAST_WORDS_S,
         )
     )
+
+
+async def serve(built: Router, seat: Seat, peering: Peering | None) -> None:
+    """Run *built* at its *seat* until a signal; return when it is drained."""
+    server = _server(built.app)
     signals: asyncio.Queue[int] = asyncio.Queue()
     loop = asyncio.get_running_loop()
+    if seat.parent >= 0:
+        loop.add_reader(seat.parent, _orphaned, seat.parent)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, number)
     async with asyncio.TaskGroup() as tasks:
-        watching = tasks.create_task(built.run())
-        stopping = tasks.create_task(_stop(built, server, signals))
-        await server.serve(sockets=[listener])
-        watching.cancel()
-        stopping.cancel()
+        beside = [tasks.create_task(built.run())]
+        beside.append(tasks.create_task(_stop(built, server, signals)))
+        if peering is not None:
+            assert seat.peers is not None, "who shares listens"
+            beside.append(tasks.create_task(peering.sharing.run()))
+            beside.append(tasks.create_task(_server(peering.app).serve_until_stopped(seat.peers)))
+            if peering.others is not None:
+                beside.append(tasks.create_task(peering.others.run()))
+        await server.serve(sockets=[seat.listener])
+        for task in beside:
+            task.cancel()
+
+
+def _orphaned(pipe: int) -> None:
+    """Drain: the process that started this one is gone."""
+    asyncio.get_running_loop().remove_reader(pipe)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 async def _stop(built: Router, server: uvicorn.Server, signals: asyncio.Queue[int]) -> None:

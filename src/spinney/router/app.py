@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from spinney.ids import IdSource
     from spinney.router.limits import Limits
     from spinney.router.metrics import RouterMetrics
+    from spinney.router.peer_app import Siblings
     from spinney.router.table import WorkerTable
 
     Message = MutableMapping[str, Any]
@@ -77,6 +78,7 @@ class RouterApp:
         clock: Clock,
         ids: IdSource,
         tracer: Tracer = NO_TRACER,
+        siblings: Siblings | None = None,
     ) -> None:
         self._serving = serving
         self._table = table
@@ -87,6 +89,7 @@ class RouterApp:
         self._clock = clock
         self._ids = ids
         self._tracer = tracer
+        self._siblings = siblings
         self._created_s = int(clock.now())
         self._running: set[asyncio.Task[Any]] = set()
         self._idle = asyncio.Event()
@@ -129,7 +132,10 @@ class RouterApp:
                 await self._health(reply)
             case "/metrics":
                 headers: Headers = [(b"content-type", CONTENT_TYPE.encode())]
-                await reply.whole(200, headers, exposition(self._registry))
+                figures = exposition(self._registry)
+                if self._siblings is not None:
+                    figures = await self._siblings.metrics(figures)
+                await reply.whole(200, headers, figures)
             case "/v1/models":
                 body = openai.models_body(self._table.models(), self._created_s)
                 await reply.whole(200, _JSON, body)
@@ -158,6 +164,11 @@ class RouterApp:
 
     async def _story(self, request_id: str, reply: Reply) -> None:
         story = self._stories.get(request_id)
+        if story is None and self._siblings is not None:
+            told = await self._siblings.story(request_id)
+            if told is not None:
+                await reply.whole(200, _JSON, told)
+                return
         if story is None:
             most = self._limits.max_stories
             message = f"request {request_id!r} is not among the last {most}"

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from spinney.ids import IdSource
     from spinney.router.event_feeds import Subscribe
     from spinney.router.limits import Limits
+    from spinney.router.peer_app import Siblings
     from spinney.router.picker import Policy
     from spinney.router.prompt_tokens import PromptTokenizer
     from spinney.router.workers import WorkerSource
@@ -52,6 +53,8 @@ class Router:
     blocks: BlockIndex
     feeds: EventFeeds | None
     vigil: Vigil
+    stories: Stories
+    registry: CollectorRegistry
 
     async def run(self) -> None:
         """Keep track of workers and their caches until cancelled."""
@@ -75,6 +78,7 @@ def assemble(
     subscribe: Subscribe | None = None,
     tokenizers: Mapping[str, PromptTokenizer] | None = None,
     tracer: Tracer = NO_TRACER,
+    siblings: Siblings | None = None,
 ) -> Router:
     """Return a router for the workers of *source*. Called on the loop that it will run on.
 
@@ -124,5 +128,6 @@ def assemble(
         clock=clock,
         ids=ids,
         tracer=tracer,
+        siblings=siblings,
     )
-    return Router(app, serving, table, ledger, cache, blocks, feeds, vigil)
+    return Router(app, serving, table, ledger, cache, blocks, feeds, vigil, stories, registry)

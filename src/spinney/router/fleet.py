@@ -18,7 +18,6 @@ import numpy as np
 
 from spinney.perfmodel.step_model import Distance
 from spinney.router.picker import (
-    IDLE,
     REVISIONS_DIFFER,
     SHOWN_CANDIDATES,
     Ask,
@@ -493,10 +492,10 @@ class Fleets:
             found = self._fleets[model] = Fleet(roster, loads, self._policy)
         return found
 
-    def note(self, name: str, load: Load | None) -> None:
-        """Take in what a worker has to do now; None is nothing."""
+    def note(self, name: str, load: Load) -> None:
+        """Take in what a worker has to do now."""
         for fleet in self._fleets.values():
-            fleet.note(name, load or IDLE)
+            fleet.note(name, load)
 
 
 def _leave_out(costs: Floats, left: Bools | None) -> Floats:

@@ -41,6 +41,10 @@ class Limits:
 
     max_attempts: int = 5
     """Decode attempts of one request that reached a worker; in the last it prefills by itself."""
+    share_every_s: float = 0.02
+    """The shortest time between two messages in which one router tells another of its load."""
+    peer_expiry_s: float = 2.0
+    """A router that has said nothing for so long is counted no more."""
     max_tries: int = 8
     """Decode attempts of one request in all, those too that reached no worker."""
     return_wait_s: float = 5.0

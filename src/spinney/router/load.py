@@ -1,6 +1,7 @@
-"""What the router has given each worker and not seen the end of, and who failed lately.
+"""What routers have given each worker and not seen the end of, and who failed lately.
 
-Invariant: every `Work` that was begun is ended exactly once, so an idle router has an empty ledger.
+Invariant: every `Work` that was begun is ended exactly once, so an idle router has an empty ledger,
+and the total is the sum of what it gave and what others say that they did.
 Loads are values: a view that was handed out does not change.
 """
 
@@ -54,19 +55,39 @@ class Ledger:
 
     def __init__(self) -> None:
         self._loads: dict[str, Load] = {}
-        self._callbacks: list[Callable[[str, Load | None], None]] = []
+        self._peers: dict[str, dict[str, Load]] = {}
+        self._total: dict[str, Load] = {}
+        self._callbacks: list[Callable[[str, Load], None]] = []
+        self._own_callbacks: list[Callable[[str], None]] = []
 
-    def on_change(self, callback: Callable[[str, Load | None], None]) -> None:
-        """Have *callback* called with each worker's load after a change; None is no work."""
+    def on_change(self, callback: Callable[[str, Load], None]) -> None:
+        """Have *callback* called with each worker's load, of all routers, after a change."""
         self._callbacks.append(callback)
 
+    def on_own_change(self, callback: Callable[[str], None]) -> None:
+        """Have *callback* called with each worker whose load by this router changes."""
+        self._own_callbacks.append(callback)
+
     def loads_now(self) -> Mapping[str, Load]:
-        """Return the loads themselves, which change; workers without work are not in it."""
-        return self._loads
+        """Return what all routers gave; it changes. Workers without work are not in it."""
+        return self._total
 
     def loads(self) -> dict[str, Load]:
-        """Return a copy; workers without work are not in it."""
+        """Return a copy of what this router gave; workers without work are not in it."""
         return dict(self._loads)
+
+    def set_peer(self, peer: str, worker: str, load: Load) -> None:
+        """Note what another router has given *worker*."""
+        loads = self._peers.setdefault(peer, {})
+        before = loads.pop(worker, IDLE)
+        if load != IDLE:
+            loads[worker] = load
+        self._moved(worker, _sum(load, before, -1))
+
+    def forget_peer(self, peer: str) -> None:
+        """Take off what another router has given."""
+        for worker, load in self._peers.pop(peer, {}).items():
+            self._moved(worker, _sum(IDLE, load, -1))
 
     @contextmanager
     def work(
@@ -83,19 +104,31 @@ class Ledger:
 
     def add(self, worker: str, share: Load) -> None:
         """Add *share* to the load of *worker*."""
-        self._put(worker, _sum(self._loads.get(worker, IDLE), share, 1))
+        self._own(worker, share)
 
     def subtract(self, worker: str, share: Load) -> None:
         """Take *share* off the load of *worker*."""
-        self._put(worker, _sum(self._loads.get(worker, IDLE), share, -1))
+        self._own(worker, _sum(IDLE, share, -1))
 
-    def _put(self, worker: str, load: Load) -> None:
-        if load == IDLE:
-            self._loads.pop(worker, None)
-        else:
-            self._loads[worker] = load
+    def _own(self, worker: str, change: Load) -> None:
+        _put(self._loads, worker, change)
+        self._moved(worker, change)
+        for callback in self._own_callbacks:
+            callback(worker)
+
+    def _moved(self, worker: str, change: Load) -> None:
+        load = _put(self._total, worker, change)
         for callback in self._callbacks:
             callback(worker, load)
+
+
+def _put(loads: dict[str, Load], worker: str, change: Load) -> Load:
+    load = _sum(loads.get(worker, IDLE), change, 1)
+    if load == IDLE:
+        loads.pop(worker, None)
+    else:
+        loads[worker] = load
+    return load
 
 
 def _sum(load: Load, share: Load, sign: int) -> Load:
@@ -186,5 +219,5 @@ class RetryBudget:
 
 def view_of(table: WorkerTable, ledger: Ledger, faults: Faults, now_s: float) -> View:
     """Return the frozen view that a choice is made from."""
-    loads: Mapping[str, Load] = ledger.loads()
+    loads: Mapping[str, Load] = dict(ledger.loads_now())
     return View(table.workers(), loads, faults.avoided(now_s), table.rosters)

@@ -148,6 +148,35 @@ class PodWorkers:
         return self._nodes.get(pod.spec.node_name) if self._nodes is not None else None
 
 
+PEERS_PORT = "peers"
+"""Name of the container port where a router listens to other routers."""
+ROUTER_SELECTOR = f"{names.ROLE}=router"
+
+
+class PodPeers:
+    """The other routers of one namespace: running pods of role ``router`` with a port for peers."""
+
+    def __init__(self, informer: Informer[Pod]) -> None:
+        self._informer = informer
+
+    def endpoints(self) -> list[str]:
+        """Return the URLs at which routers share their load; our own is among them."""
+        found = (
+            (pod.status.pod_ip, _port(pod, PEERS_PORT))
+            for pod in self._informer.list()
+            if not pod.deleting and pod.status.phase not in _ENDED
+        )
+        return sorted(
+            f"http://[{ip}]:{port}" if ":" in ip else f"http://{ip}:{port}"
+            for ip, port in found
+            if ip and port
+        )
+
+    async def run(self) -> None:
+        """Watch the pods until cancelled."""
+        await self._informer.run()
+
+
 def _log_change(name: str, before: Worker | None, after: Worker | None) -> None:
     if after is None:
         log.info("worker gone", worker=name)
