@@ -87,6 +87,24 @@ HALF = Budget(Fraction(1, 2), 1, 0)
             {"p": "CAA", "d": "CAA"},
             id="below minAvailable no further unit is taken",
         ),
+        pytest.param(
+            [role("p", "AAA", minimum=3)],
+            Budget(Fraction(0), 3, 0),
+            {"p": "CAA"},
+            id="below minAvailable also where no other role holds it back",
+        ),
+        pytest.param(
+            [role("p", "AAA", minimum=2)],
+            Budget(Fraction(0), 3, 0),
+            {"p": "CCA"},
+            id="at minAvailable one more unit is taken",
+        ),
+        pytest.param(
+            [role("p", "A", minimum=3)],
+            Budget(Fraction(0), 1, 0),
+            {"p": "C"},
+            id="a minimum above what is wanted holds nothing up",
+        ),
     ],
 )
 def test_a_step(roles: list[Role], budget: Budget, want: dict[str, str]) -> None:

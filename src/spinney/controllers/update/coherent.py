@@ -121,7 +121,7 @@ def step(roles: Sequence[Role], budget: Budget, *, paused: bool = False) -> Step
     same = all(new.plan == old.plan for new, old in zip(work, roles, strict=True))
     done = same and all(role.settled and not role.leaving for role in work)
     waiting = any(not all(role.ready) for role in work)
-    if same and not (done or paused or waiting):
+    if same and _is_overtaken(work) and not (done or paused or waiting):
         work = _regathered(work, budget)
         same = all(new.plan == old.plan for new, old in zip(work, roles, strict=True))
     blocked = "" if done or paused or waiting or not same else _why_blocked(work, budget)
@@ -242,6 +242,11 @@ def _grown(role: Role, length: int) -> Role:
     return _with(role, role.plan + (role.target,) * more, role.ready + (False,) * more)
 
 
+def _is_overtaken(work: Sequence[Role]) -> bool:
+    """Tell whether a role has units of several old revisions: of updates that did not end."""
+    return any(len({*role.plan} - {role.target}) > 1 for role in work)
+
+
 def _is_rolling(role: Role) -> bool:
     return any(pod_hash != role.target for pod_hash in role.plan)
 
@@ -344,7 +349,8 @@ def _allowed(
         # there for it: with its like it may serve again, alone in the new one it cannot.
         if _in_flight(old) >= limit or (old.paired and not _leads(before, old)):
             return False
-        if old.paired and not _is_followed(after, new, budget, _least(before, budget)):
+        overtaken = old.paired and _is_overtaken(before)
+        if overtaken and not _is_followed(after, new, budget, _least(before, budget)):
             return False
     return _affordable(after, old, new, budget, _least(before, budget))
 
@@ -367,27 +373,24 @@ def _affordable(
 
 
 def _is_followed(after: Sequence[Role], new: Role, budget: Budget, least: Fraction) -> bool:
-    """Tell whether the roles that *new* gets ahead of can each take a unit when it is ready.
+    """Tell whether the roles that *new* gets ahead of can catch up, as units become ready.
 
     A unit that nothing can follow pairs with nothing; it would only be missing among the old ones.
     """
     there = [_arrived(role) for role in after]
     ahead = _new_share(new)
-    behind = [r.name for r in there if r.paired and r.wanted and _new_share(r) < ahead]
-    while behind:
-        for role in (r for r in there if r.name in behind):
-            flips = [f for serving in (False, True) for f in _flips(there, role, serving=serving)]
-            possible = [
-                flip
-                for flip in flips
-                if _affordable(_replaced(there, flip), role, flip, budget, least)
-            ]
-            if possible:
-                there = _replaced(there, _arrived(possible[0]))
-                behind.remove(role.name)
-                break
-        else:
+    while behind := [r for r in there if r.paired and r.wanted and _new_share(r) < ahead]:
+        possible = (
+            flip
+            for role in behind
+            for serving in (False, True)
+            for flip in _flips(there, role, serving=serving)
+            if _affordable(_replaced(there, flip), role, flip, budget, least)
+        )
+        following = next(possible, None)
+        if following is None:
             return False
+        there = _replaced(there, _arrived(following))
     return True
 
 
