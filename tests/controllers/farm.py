@@ -8,6 +8,9 @@ import copy
 import random
 from typing import TYPE_CHECKING, Any
 
+from prometheus_client import CollectorRegistry
+from tests.controllers.faults import BadConnection, Guard
+
 from spinney.api import codec
 from spinney.api.admission import FieldError, Verdict
 from spinney.api.core import Pod
@@ -17,7 +20,10 @@ from spinney.api.grove_admission import GroveAdmission
 from spinney.api.podgang import PodGang
 from spinney.controllers.pod_state import is_ready
 from spinney.controllers.setup import register
+from spinney.ids import RandomIds
 from spinney.kube.client import KubeClient
+from spinney.kube.controller import Runtime
+from spinney.kube.events import EventRecorder
 from spinney.kube.transport import ApiResponse
 from spinney.local.apiserver.server import ApiServer
 from spinney.sim.cluster import SimulatedNode, simulate
@@ -29,9 +35,8 @@ if TYPE_CHECKING:
     from spinney.api.admission import AdmissionRequest
     from spinney.clock import Clock
     from spinney.ids import IdSource
-    from spinney.kube.controller import Result, Runtime
-    from spinney.kube.events import EventRecorder
-    from spinney.kube.transport import ApiRequest
+    from spinney.kube.controller import Result
+    from spinney.kube.transport import ApiRequest, Transport
     from spinney.sim.cluster import SimulatedCluster
 
 NS = "default"
@@ -113,17 +118,75 @@ class Unreliable:
         await self.inner.close()
 
 
+class Controllers:
+    """The controllers on a runtime of their own, so that they can die and start again."""
+
+    def __init__(self, cluster: SimulatedCluster, connection: Transport, seed: int) -> None:
+        self._client = KubeClient(connection)
+        self._clock = cluster.clock
+        self._seed = seed
+        self._starts = 0
+        self._running: asyncio.Task[None] | None = None
+        self._registry = CollectorRegistry()
+        self.before = 0.0
+        """Reconciles of those that died."""
+
+    def start(self) -> None:
+        self._starts += 1
+        self._registry = CollectorRegistry()
+        self._running = asyncio.get_running_loop().create_task(self._run())
+
+    async def stop(self) -> None:
+        """Kill them, whatever they are at; raise what they died of by themselves."""
+        running = self._running
+        assert running is not None
+        self.before = self.reconciles()
+        self._registry = CollectorRegistry()
+        died = running.done()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        if died:
+            running.result()
+
+    async def restart(self) -> None:
+        await self.stop()
+        self.start()
+
+    def reconciles(self) -> float:
+        """Return how many there were since the first start."""
+        found = (
+            sample.value
+            for metric in self._registry.collect()
+            for sample in metric.samples
+            if sample.name == "spinney_reconcile_seconds_count"
+        )
+        return self.before + sum(found)
+
+    async def _run(self) -> None:
+        rng = random.Random(f"controllers/{self._seed}/{self._starts}")
+        runtime = Runtime(self._client, self._clock, rng=rng, registry=self._registry)
+        ids = RandomIds(random.Random(f"controller-ids/{self._seed}/{self._starts}"))
+        events = EventRecorder(self._client, self._clock, ids, "spinney-controllers")
+        register(runtime, ids, events, registry=self._registry)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(events.run())
+            group.create_task(runtime.run())
+
+
 class Farm:
     """What a scene works with."""
 
     def __init__(
-        self, cluster: SimulatedCluster, binder: Binder, quota: Quota, api: Unreliable
+        self, cluster: SimulatedCluster, binder: Binder, quota: Quota, api: Unreliable, seed: int
     ) -> None:
         self.cluster = cluster
         self.client = KubeClient(api.inner)
         self.api = api
         self.binder = binder
         self.quota = quota
+        self.connection = BadConnection(cluster.transport, random.Random(f"connection/{seed}"))
+        self.guard = Guard(self.connection, self.client)
+        self.controllers = Controllers(cluster, self.guard, seed)
 
     async def pods(self, clique: str = "") -> list[Pod]:
         labels = f"grove.io/podclique={clique}" if clique else ""
@@ -189,14 +252,19 @@ def play(
         return made[0]
 
     async def main(cluster: SimulatedCluster) -> None:
-        await scene(Farm(cluster, binder, quota, made[0]))
+        farm = Farm(cluster, binder, quota, made[0], seed)
+        farm.controllers.start()
+        try:
+            await scene(farm)
+        finally:
+            await farm.controllers.stop()
 
     simulate(
         main,
         seed=seed,
         nodes=NODES,
         api=api,
-        programs=(register, binder.register),
+        programs=(binder.register,),
         kubelets=QUICK,
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from typing import TYPE_CHECKING, Any
 
 from tests.controllers.farm import NS, Farm, clique, pcs, play
@@ -18,10 +17,6 @@ from spinney.api.grove import (
 from spinney.api.meta import find_condition, is_true
 from spinney.api.podgang import PodGang
 from spinney.controllers.pod_state import is_gated
-from spinney.controllers.setup import register
-from spinney.ids import RandomIds
-from spinney.kube.controller import Runtime
-from spinney.kube.events import EventRecorder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,18 +89,12 @@ def _after(farm: Farm, seconds: float) -> Any:
 
 def test_a_restarted_controller_has_nothing_to_do() -> None:
     async def scene(farm: Farm) -> None:
-        import asyncio
-
         await rolled_out(farm)
-        before = len(farm.writes())
-        again = Runtime(farm.client, farm.cluster.clock, rng=random.Random(2))
-        ids = RandomIds(random.Random(3))
-        register(again, ids, EventRecorder(farm.client, farm.cluster.clock, ids, "again"))
-        running = asyncio.get_running_loop().create_task(again.run())
+        before, reconciles = len(farm.writes()), farm.controllers.reconciles()
+        await farm.controllers.restart()
         await farm.cluster.until(_after(farm, 30), within_s=60, what="a while")
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
         assert farm.writes()[before:] == []
+        assert farm.controllers.reconciles() > reconciles
 
     play(scene)
 

@@ -9,6 +9,8 @@ import msgspec
 from tests.controllers.farm import NS
 
 from spinney.api.core import Pod, PodSpec, SchedulingGate
+from spinney.api.crd import crd_documents
+from spinney.api.grove import PodClique, PodCliqueSpec
 from spinney.api.meta import ObjectMeta, OwnerReference
 from spinney.controllers.pod_state import is_gated
 from spinney.controllers.podclique.unseen import RECHECK_S, UnseenWrites
@@ -16,6 +18,8 @@ from spinney.ids import RandomIds
 from spinney.kube.client import KubeClient
 from spinney.kube.informer import Informer
 from spinney.local.apiserver.server import ApiServer
+
+CLIQUE = PodClique(metadata=ObjectMeta(name="c", namespace=NS, uid="clique"))
 
 
 class Tick:
@@ -42,13 +46,32 @@ class Lag:
 
     def __init__(self) -> None:
         self.tick = Tick()
-        api = ApiServer(self.tick, RandomIds(random.Random(1)))
+        api = ApiServer(self.tick, RandomIds(random.Random(1)), definitions=crd_documents())
         self.client = KubeClient(api)
         self.informer = Informer(self.client, Pod, rng=random.Random(1))
         self.notes = UnseenWrites(self.informer, self.tick)
 
-    def seen(self) -> list[Pod]:
-        return self.notes.apply("clique", self.informer.list())
+    def seen(self, owner: str = "clique") -> list[Pod]:
+        return self.notes.apply(owner, self.informer.list())
+
+    async def clique(self) -> PodClique:
+        containers = [{"name": "m", "image": "i"}]
+        spec = PodCliqueSpec(role_name="r", replicas=1, pod_spec={"containers": containers})
+        return await self.client.create(
+            PodClique(metadata=ObjectMeta(name="c", namespace=NS), spec=spec)
+        )
+
+    async def create(self, owner: str) -> None:
+        metadata = {
+            "generateName": "p-",
+            "namespace": NS,
+            "labels": {"grove.io/podclique": "c"},
+            "ownerReferences": [
+                {"apiVersion": "v", "kind": "k", "name": "c", "uid": owner, "controller": True}
+            ],
+        }
+        spec = {"containers": [{"name": "m", "image": "i"}]}
+        await self.client.create({"metadata": metadata, "spec": spec}, resource=Pod.RESOURCE)
 
 
 def run(scene: object) -> None:
@@ -114,10 +137,54 @@ def test_a_note_about_a_pod_that_was_never_shown_is_checked_when_it_is_old() -> 
         made.metadata.owner_references = pod().metadata.owner_references
         lag.notes.created(made)
         lag.notes.created(pod())
-        await lag.notes.recheck(lag.client, "clique")
+        await lag.notes.recheck(lag.client, CLIQUE)
         assert len(lag.seen()) == 2
         lag.tick.at += RECHECK_S
-        await lag.notes.recheck(lag.client, "clique")
+        await lag.notes.recheck(lag.client, CLIQUE)
         assert [p.name for p in lag.seen()] == [made.name]
+
+    run(scene)
+
+
+def test_after_a_creation_without_an_answer_the_api_is_asked_what_there_is() -> None:
+    async def scene(lag: Lag) -> None:
+        clique = await lag.clique()
+        for uid in (clique.metadata.uid, "another"):
+            await lag.create(uid)
+        await lag.notes.recheck(lag.client, clique)
+        assert lag.seen(clique.metadata.uid) == []
+        lag.notes.doubt(clique.metadata.uid)
+        assert await lag.notes.recheck(lag.client, clique)
+        assert [p.controller_uid() for p in lag.seen(clique.metadata.uid)] == [clique.metadata.uid]
+
+    run(scene)
+
+
+def test_a_clique_whose_pods_vanish_without_a_node_is_looked_for() -> None:
+    async def scene(lag: Lag) -> None:
+        clique = await lag.clique()
+        stale = msgspec.structs.replace(clique, metadata=msgspec.structs.replace(clique.metadata))
+        stale.metadata.uid = "clique"
+        assert await lag.notes.recheck(lag.client, stale)
+        lag.informer.put(f"{NS}/p", pod())
+        lag.informer.remove(f"{NS}/p", None)
+        assert not await lag.notes.recheck(lag.client, stale), "another has its name"
+        lag.notes.forget("clique")
+        assert await lag.notes.recheck(lag.client, stale), "it is asked where there is a doubt"
+
+    run(scene)
+
+
+def test_pods_that_were_deleted_here_or_had_a_node_raise_no_doubt() -> None:
+    async def scene(lag: Lag) -> None:
+        await lag.notes.recheck(lag.client, CLIQUE)
+        lag.informer.put(f"{NS}/p", pod())
+        lag.notes.deleted(pod())
+        lag.informer.remove(f"{NS}/p", None)
+        ran = pod(uid="v")
+        ran.spec.node_name = "n"
+        lag.informer.put(f"{NS}/p", ran)
+        lag.informer.remove(f"{NS}/p", None)
+        assert await lag.notes.recheck(lag.client, CLIQUE)
 
     run(scene)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from tests.controllers.farm import NS, Farm, clique, pcs, play
 from tests.controllers.test_controllers_converge import Step, happen, wanted_pods
@@ -96,7 +96,13 @@ async def updated(farm: Farm) -> None:
     assert said is None or said.reason == "UpdateComplete", said
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    max_examples=25,
+    deadline=None,
+    # A failure prints its script, which is short; to make it shorter would take minutes.
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow],
+)
 @given(
     kind=st.sampled_from(["RollingRecreate", "Coherent"]),
     script=st.lists(steps, min_size=1, max_size=10),

@@ -47,12 +47,18 @@ if TYPE_CHECKING:
     from spinney.kube.events import EventRecorder
 
 
+GONE_S = 1.0
+"""When to look again at a clique that the API has not and the informer still shows."""
 _NAMED_CLAIMS = 3
 """Missing claims that a message tells of one by one."""
 
 
 class ClaimsMissingError(SpinneyError):
     """Pods cannot be made yet, because claims they share do not exist."""
+
+
+class GateMovedError(SpinneyError):
+    """Somebody else changed the gates of a pod."""
 
 
 class PodCliqueReconciler:
@@ -91,7 +97,9 @@ class PodCliqueReconciler:
             return None
         uid = clique.metadata.uid
         self._uids[key] = uid
-        await self._unseen.recheck(self._client, uid)
+        if not await self._unseen.recheck(self._client, clique):
+            # The informer is about to show that; it may be behind while its watch is broken.
+            return Result(GONE_S)
         pods = self._pods(clique)
         finished = [pod for pod in pods if is_finished(pod) and not pod.deleting]
         backoff_s = self._backoff.wait_s(key, (pod.metadata.uid for pod in finished))
@@ -103,7 +111,8 @@ class PodCliqueReconciler:
         pods = self._pods(clique)
         if pods and all(map(is_ready, pods)) and len(pods) >= clique_count(clique).target:
             self._backoff.succeeded(key)
-        status_s = await self._report(key, clique, pods, [*lacking, *errors])
+        told = [*lacking, *(error for error in errors if not _is_race(error))]
+        status_s = await self._report(key, clique, pods, told)
         if errors:
             raise errors[0]
         waits = [s for s in (status_s, backoff_s if finished else None) if s]
@@ -235,6 +244,8 @@ class PodCliqueReconciler:
             message = f"created {len(made)} pods: {', '.join(made)}"
             self._events.event(clique, "Normal", "PodCreateSuccessful", message)
         if errors:
+            if not all(map(_is_refusal, errors)):
+                self._unseen.doubt(clique.metadata.uid)
             message = f"cannot create pods: {_said(errors[0], clique)}"
             self._events.event(clique, "Warning", "PodCreateFailed", message)
         return errors
@@ -290,9 +301,10 @@ class PodCliqueReconciler:
                 await self._client.patch(
                     Pod, pod.name, _without_gate(pod), pod.namespace, content_type=JSON_PATCH
                 )
-            except (NotFoundError, ConflictError, InvalidError):
-                # The pod has changed or gone; its next event brings its clique back here.
+            except NotFoundError:
                 return
+            except InvalidError as error:
+                raise GateMovedError(f"the gates of pod {pod.name} are not as seen") from error
             self._unseen.opened(pod)
 
         _, errors = await actions.in_batches([partial(open_gate, pod) for pod in gated])
@@ -327,6 +339,16 @@ class PodCliqueReconciler:
                 PodClique, clique.name, patch, clique.namespace, subresource="status"
             )
         return wait_s
+
+
+def _is_race(error: Exception) -> bool:
+    """Tell whether somebody else was faster: a fresh look is all it takes."""
+    return isinstance(error, ConflictError | GateMovedError)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Tell whether *error* is the API's word that nothing was done."""
+    return isinstance(error, ApiError) and 400 <= error.code < 500
 
 
 def _said(error: Exception, clique: PodClique) -> str:

@@ -1,0 +1,60 @@
+"""Single interruptions, each at the worst moment."""
+
+from __future__ import annotations
+
+import asyncio
+
+from tests.controllers.farm import NS, Farm, clique, pcs, play
+
+from spinney.api.core import Pod
+from spinney.api.grove import PodClique
+from spinney.controllers.pod_state import is_gated
+
+
+def test_a_gate_whose_opening_was_refused_once_is_opened_later() -> None:
+    async def scene(farm: Farm) -> None:
+        farm.binder.held = {"s-0-a"}
+        farm.connection.conflicts, farm.connection.contested = 1.0, "/pods/"
+        await farm.apply(pcs(clique("a", 2)))
+        await asyncio.sleep(3)
+        assert all(map(is_gated, await farm.pods()))
+        assert (await farm.clique("s-0-a")).status.last_errors == []
+        farm.connection.mend()
+        await asyncio.sleep(10)
+        assert not any(map(is_gated, await farm.pods()))
+
+    play(scene)
+
+
+def test_no_pods_are_made_for_a_clique_that_is_gone_while_its_watch_is_behind() -> None:
+    async def scene(farm: Farm) -> None:
+        farm.quota.refused = {"s-0-b"}
+        await farm.apply(pcs(clique("a", 2), clique("b")))
+        await asyncio.sleep(10)
+        before = len(farm.writes("/pods"))
+        farm.connection.late = {"podcliques": 5.0}
+        await farm.client.delete(PodClique, "s-0-a", NS)
+        await asyncio.sleep(4)
+        made = [write for write in farm.writes("/pods")[before:] if write.startswith("POST")]
+        assert len(made) <= 2
+        farm.quota.refused = set()
+        farm.connection.late = {}
+        await farm.ready(3)
+
+    play(scene)
+
+
+def test_a_creation_whose_answer_was_lost_is_not_done_again() -> None:
+    async def scene(farm: Farm) -> None:
+        farm.connection.late = {"pods": 1.0}
+        farm.connection.lost = 0.5
+        await farm.apply(pcs(clique("a", 6)))
+        for _ in range(40):
+            await asyncio.sleep(0.1)
+            found = (await farm.client.list(Pod, NS)).items
+            assert len(found) <= 6
+        farm.connection.mend()
+        await farm.ready(6)
+        assert len((await farm.client.list(Pod, NS)).items) == 6
+
+    play(scene)
