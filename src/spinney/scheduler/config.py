@@ -18,7 +18,14 @@ class SchedulerConfig:
     """Label key by which nodes and pods are divided among schedulers; empty: all are one's own."""
     pool: str = ""
     """The value of that label on this scheduler's nodes and pods; empty: those without it."""
-    actions: tuple[str, ...] = ("allocate", "consolidate", "reclaim", "preempt", "evict-stale")
+    actions: tuple[str, ...] = (
+        "allocate",
+        "consolidate",
+        "reclaim",
+        "preempt",
+        "drain",
+        "evict-stale",
+    )
     """In this order."""
     filters: tuple[str, ...] = (
         "unschedulable",
@@ -53,6 +60,11 @@ class SchedulerConfig:
     """In domains with more nodes than this, filling stays greedy."""
     reservation_s: float = 600.0
     """How long room is kept for a gang that others have to leave for."""
+    drain_after_s: float = 300.0
+    """How long later gangs are placed before one that waits for room, until what becomes free is
+    kept for it; 0: for ever."""
+    drain_limit_s: float = 3600.0
+    """How long what becomes free is kept for one gang before others have their turn."""
     evictions_per_cycle: int = 1_000
     """Pods that one cycle displaces before it starts no further plan."""
     victim_trials: int = 64

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from spinney.scheduler.actions.allocate import allocate
 from spinney.scheduler.actions.consolidate import consolidate
+from spinney.scheduler.actions.drain import drain
 from spinney.scheduler.actions.evict_stale import evict_stale
 from spinney.scheduler.actions.preempt import preempt
 from spinney.scheduler.actions.reclaim import reclaim
@@ -37,6 +38,7 @@ ACTIONS: dict[str, Action] = {
     "consolidate": consolidate,
     "reclaim": reclaim,
     "preempt": preempt,
+    "drain": drain,
     "evict-stale": evict_stale,
 }
 """In the order in which a configuration usually has them: the gentlest first."""
@@ -74,8 +76,10 @@ def run_cycle(
         return CycleResult((), memory.verdicts, pipelined=memory.pipelined, memory=memory)
     session = Session(snapshot, config, _with_usage(snapshot, config, memory))
     session.reservations.restore()
+    session.drains.restore()
+    known = _open_again(memory.verdicts) if session.drains.gone else memory.verdicts
     for action in config.actions:
-        for verdict in ACTIONS[action](session, memory.verdicts):
+        for verdict in ACTIONS[action](session, known):
             session.verdicts[verdict.gang] = verdict
     kept = _remembered(session)
     return CycleResult(
@@ -100,8 +104,8 @@ def _remembered(session: Session) -> Memory:
     now = session.snapshot.now
     return replace(
         session.memory,
-        verdicts=session.verdicts,
-        reservations=tuple(session.reservations.kept.values()),
+        verdicts=_open_again(session.verdicts) if session.drains.any_ended else session.verdicts,
+        reservations=(*session.reservations.kept.values(), *session.drains.lasting()),
         pipelined=_pipelined(session),
         lapsed=session.reservations.lapsed,
         unplaced_since={
@@ -109,9 +113,38 @@ def _remembered(session: Session) -> Memory:
             for key, verdict in session.verdicts.items()
             if key not in placed and verdict.kind != "waiting"
         },
-        version=session.snapshot.version,
+        passed_since=_passed(session),
+        drained=session.drains.in_vain(),
+        undrainable=_known_undrainable(session),
+        version=-1 if session.drains.any_ended else session.snapshot.version,
         wake_at=session.wake_at,
     )
+
+
+def _known_undrainable(session: Session) -> dict[str, int]:
+    before = session.memory.undrainable
+    kinds = {key: verdict.kind for key, verdict in session.verdicts.items()}
+    kept = {key: asked for key, asked in before.items() if kinds.get(key) == "unplaced"}
+    return {**kept, **session.undrainable}
+
+
+def _passed(session: Session) -> dict[str, float]:
+    """Return the gangs that still wait for room while one that comes later has been placed."""
+    waiting = {key for key, verdict in session.verdicts.items() if verdict.kind == "unplaced"}
+    bound = {p.gang or p.key for placed in session.statement.placements for p in placed.pods}
+    gangs = session.snapshot.gangs if waiting and (bound or session.memory.passed_since) else ()
+    last = max((gang.order for gang in gangs if gang.key in bound), default=None)
+    since, now = session.memory.passed_since, session.snapshot.now
+    return {
+        gang.key: now if gang.key in session.drains.gone else since.get(gang.key, now)
+        for gang in gangs
+        if gang.key in waiting and (gang.key in since or (last is not None and gang.order < last))
+    }
+
+
+def _open_again(verdicts: Mapping[str, Verdict]) -> dict[str, Verdict]:
+    """Return *verdicts* such that no failure is taken to last."""
+    return {key: replace(verdict, room_version=-1) for key, verdict in verdicts.items()}
 
 
 def _bindings(session: Session) -> tuple[Binding, ...]:

@@ -56,6 +56,13 @@ class Memory:
     stale_since: Mapping[str, float] = field(default_factory=dict)
     """Gangs that run below their minimum."""
     unplaced_since: Mapping[str, float] = field(default_factory=dict)
+    """Gangs that wait for room, with when that began."""
+    passed_since: Mapping[str, float] = field(default_factory=dict)
+    """Gangs that wait for room while later ones were placed, with when that began."""
+    drained: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Gangs that wait for room, with nodes that were kept for them in vain."""
+    undrainable: Mapping[str, int] = field(default_factory=dict)
+    """Gangs for which no node could be drained, with what was asked."""
     usage: UsageMemory | None = None
     version: int = -1
     """The snapshot that this was concluded from."""

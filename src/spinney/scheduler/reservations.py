@@ -44,10 +44,12 @@ class Reservations:
             gang: at for gang, at in memory.lapsed.items() if at == version and gang in pending
         }
         for found in memory.reservations:
+            if found.draining:
+                continue
             if found.until <= snapshot.now:
                 self.lapsed[found.gang] = version
                 continue
-            if found.draining or (found.gang not in pending and not found.moved):
+            if found.gang not in pending and not found.moved:
                 continue
             if any(spot.node not in session.layout.index for spot in found.spots):
                 continue

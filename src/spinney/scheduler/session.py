@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spinney.scheduler.config import SchedulerConfig
+from spinney.scheduler.drains import Drains
 from spinney.scheduler.gpu_share import GPU, SharedGpus
 from spinney.scheduler.memory import Memory
 from spinney.scheduler.plugins import UNBOUNDED
@@ -94,6 +95,9 @@ class Session:
         self.config = config or SchedulerConfig()
         self.memory = memory or Memory()
         self.reservations = Reservations(self)
+        self.drains = Drains(self)
+        self.undrainable: dict[str, int] = {}
+        """Gangs for which no node could be drained, with what was asked."""
         self.evictions: list[Eviction] = []
         self.verdicts: dict[str, Verdict] = {}
         """How gangs fared so far."""

@@ -114,6 +114,11 @@ class Layout:
         known = (gpu_memory_mib(node.labels) for node in self.nodes)
         return min((memory for memory in known if memory), default=0)
 
+    @functools.cached_property
+    def capacity(self) -> int:
+        """A number that stays the same while what all nodes have in all does."""
+        return hash((self.resources, self.allocatable.tobytes()))
+
     def vector(self, requests: Requests) -> NDArray[np.int64]:
         """Return *requests* as a row over `resources`; a resource no node has is left out."""
         row = np.zeros(len(self.resources), np.int64)

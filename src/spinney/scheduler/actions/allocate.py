@@ -136,6 +136,7 @@ def _run_key(session: Session, gang: Gang) -> object:
 
 def _allocate_alike(session: Session, gangs: list[Gang], failures: _Failures) -> Iterator[Verdict]:
     """Place single pods that no filter can tell apart: as many as fit, the oldest first."""
+    session.drains.make_way(gangs[0])
     cls = session.class_of(gangs[0].root.pending[0])
     fit = min(len(gangs), int(session.room(cls).clip(max=len(gangs)).sum()))
     if fit:
@@ -160,6 +161,7 @@ def _allocate_floor(session: Session, gang: Gang, failures: _Failures) -> Verdic
     settled = failures.settled(gang)
     if settled is not None:
         return settled
+    session.drains.make_way(gang)
     reserved = session.reservations.release(gang.key)
     demand = floor_demand(session, gang)
     if demand is None:
@@ -312,6 +314,7 @@ _WHOLE_GROUP = -1
 
 def _placed_beyond(session: Session, growth: _Growth, demand: Demand, failures: _Failures) -> bool:
     """Place *demand*, which is beyond the gang's minimum, if its queue and the nodes let it."""
+    session.drains.make_way(growth.gang)
     refusal = session.refusal(growth.gang, demand)
     if refusal:
         growth.refusal = refusal

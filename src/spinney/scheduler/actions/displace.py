@@ -287,6 +287,13 @@ def find_plan(
     return Plan(wish, attempt.spots, tuple(chosen), moves)
 
 
+def room_when_gone(session: Session, wish: Wish, units: Sequence[Unit]) -> tuple[Spot, ...]:
+    """Return where *wish* goes when the fewest of the first *units* are gone; empty for nowhere."""
+    attempt = _Attempt(session, wish, None, session.config.victim_trials)
+    attempt.shortest_prefix(units)
+    return attempt.spots
+
+
 def everyone_moves(units: Sequence[Unit], moves: Moves) -> bool:
     """Tell whether each pod of *units* has another place."""
     return sum(map(len, moves.values())) >= sum(len(one.pods) for one in units)
@@ -313,6 +320,8 @@ def without(session: Session, units: Iterable[Unit]) -> Session:
     gone = [pod for unit in units for pod in unit.pods]
     used = layout.allocatable - session.idle - session.leaving
     _take_out(session, used, gone)
+    for rows, missing in session.drains.missing():
+        used[rows] += missing
     pods = dict(snapshot.pods)
     for pod in gone:
         pods.pop(pod.key, None)
@@ -519,6 +528,7 @@ def make_room(
             return
         if session.snapshot.queues.problem(gang.queue):
             continue
+        session.drains.make_way(gang)
         at = (wish.demand.signature, gang.queue, gang.priority, gang.preemptible, family(gang))
         if not gang.stands and not gang.root.anchors:
             at = (*at[:-1], "")
