@@ -6,7 +6,10 @@ import json
 import re
 
 import pytest
+import yaml
 from tools import grafana_dashboard, metrics_table
+
+from spinney.router.serving import Outcome
 
 UNITS = ("_seconds", "_bytes_total", "_tokens_total", "_total", "_requests", "_tokens", "_workers")
 DOCUMENT = metrics_table.DOCUMENT.read_text()
@@ -38,6 +41,26 @@ def test_every_metric_says_what_it_is_and_histograms_have_units_and_rising_bucke
 def test_the_dashboard_is_the_one_that_is_generated():
     found = grafana_dashboard.DOCUMENT.read_text()
     assert found == grafana_dashboard.written(), "run: python tools/grafana_dashboard.py"
+
+
+def test_alerts_name_metrics_labels_and_words_that_there_are():
+    known = metrics_table.series()
+    (group,) = yaml.safe_load(
+        (metrics_table.DOCUMENT.parent / "prometheus-alerts.yaml").read_text()
+    )["groups"]
+    outcomes = {outcome.value for outcome in Outcome}
+    for rule in group["rules"]:
+        query = rule["expr"]
+        found = re.findall(r"((?:spinney_|spinney:)[a-z_]+)(?:\{([^}]*)\})?", query)
+        assert found, query
+        for name, wanted in found:
+            assert name in known, query
+            matched = dict(re.findall(r'([a-z]+)=~?"([^"]*)"', wanted))
+            assert set(matched) <= known[name], query
+            if name == "spinney_router_requests_total" and matched:
+                assert set(matched["outcome"].split("|")) <= outcomes
+        assert query.count("(") == query.count(")")
+        assert rule["annotations"]["summary"]
 
 
 def test_queries_of_the_dashboard_use_metrics_and_labels_that_there_are():
