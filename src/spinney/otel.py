@@ -8,6 +8,7 @@ thread of their own.
 from __future__ import annotations
 
 import os
+from asyncio import CancelledError
 from importlib.metadata import entry_points
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Self
@@ -100,7 +101,8 @@ class OtelSpan:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self.end(type(error).__name__ if error is not None else "")
+        left = isinstance(error, CancelledError)
+        self.end("cancelled" if left else type(error).__name__ if error is not None else "")
 
 
 class OtelTracer:

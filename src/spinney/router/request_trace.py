@@ -143,7 +143,7 @@ def _now() -> float:
     return asyncio.get_running_loop().time()
 
 
-_WELL = frozenset({"ok", "refused-by-worker", "bad-request", "unknown-model"})
+_WELL = frozenset({"ok", "refused-by-worker", "bad-request", "unknown-model", "disconnected"})
 """Outcomes that are no fault of the server's, and so no errors of its spans."""
 
 
