@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from spinney.kube.client import KubeClient
 
+SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
+"""Where a pod finds who it is."""
 KUBECONFIG = "kubeconfig"
 """The file in the local cluster's home that names it."""
 
@@ -56,7 +58,8 @@ def _connect(named: str | None, home: Path) -> KubeClient:
 
     if named:
         return KubeClient(HttpTransport.from_kubeconfig(named))
-    if os.environ.get("KUBECONFIG"):
+    in_a_pod = os.environ.get("KUBERNETES_SERVICE_HOST") and SERVICE_ACCOUNT.is_file()
+    if os.environ.get("KUBECONFIG") or in_a_pod:
         return KubeClient(HttpTransport.from_environment())
     for path in (home / KUBECONFIG, Path.home() / ".kube" / "config"):
         if path.exists():
