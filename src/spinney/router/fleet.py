@@ -136,10 +136,10 @@ class _Revisions:
     def __init__(self, prefillers: Sequence[Worker], decoders: Sequence[Worker]) -> None:
         self.kinds: list[tuple[Bools, Bools]] = []
         """The prefill workers of one kind of revision, and the decode workers for them."""
-        stated = {worker.revisions: worker for worker in prefillers}
+        stated = {worker.pairing: worker for worker in prefillers}
         self.all_pair = all(may_pair(one, d) for one in stated.values() for d in decoders)
-        for revisions, one in stated.items() if not self.all_pair else ():
-            of_kind = np.array([worker.revisions == revisions for worker in prefillers], bool)
+        for pairing, one in stated.items() if not self.all_pair else ():
+            of_kind = np.array([worker.pairing == pairing for worker in prefillers], bool)
             fitting = np.array([may_pair(one, worker) for worker in decoders], bool)
             self.kinds.append((of_kind, fitting))
 

@@ -3,8 +3,8 @@
 A request is read just enough to route it: which model, how long, streamed or not, whether one
 hand-over can carry it. Everything else passes through as the bytes that came.
 
-Invariant: ``kv_transfer_params`` never comes from a client. They name an address to fetch memory
-from, and only a prefill worker's own answer may do that.
+Invariant: ``kv_transfer_params`` and ``bootstrap_*`` never come from a client. They name an address
+to fetch memory from, and only a prefill worker's own answer or this router may do that.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ _RESPONSE_ENDS = (b"response.completed", b"response.incomplete", b"response.fail
 
 NULL = b"null"
 _KV = "kv_transfer_params"
+_FROM_WORKERS = (_KV, "bootstrap_host", "bootstrap_port", "bootstrap_room")
 _WANTED: dict[str, Any] = {
     "do_remote_decode": True,
     "do_remote_prefill": False,
@@ -65,6 +66,9 @@ class _Fields(msgspec.Struct):
     input: msgspec.Raw = msgspec.Raw(b"")
     tools: msgspec.Raw = msgspec.Raw(b"")
     kv_transfer_params: msgspec.Raw = msgspec.Raw(b"")
+    bootstrap_host: msgspec.Raw = msgspec.Raw(b"")
+    bootstrap_port: msgspec.Raw = msgspec.Raw(b"")
+    bootstrap_room: msgspec.Raw = msgspec.Raw(b"")
     logprobs: bool | int | None = None
     top_logprobs: int | None = None
     return_token_ids: bool | None = None
@@ -142,7 +146,7 @@ def read_request(path: str, body: bytes) -> Inbound:
     seed = b"\0".join(((fields.model or "").encode(), bytes(fields.tools), b""))
     return Inbound(
         path=path,
-        body=_without_kv(body) if fields.kv_transfer_params else body,
+        body=_without_kv(body) if _names_kv(fields) else body,
         model=fields.model or "",
         stream=bool(fields.stream),
         prompt_tokens=tokens,
@@ -186,9 +190,15 @@ def _estimate(text: bytes) -> int:
     return max(1, len(text) // BYTES_PER_TOKEN)
 
 
+def _names_kv(fields: _Fields) -> bool:
+    named = (getattr(fields, name) for name in _FROM_WORKERS)
+    return any(named)
+
+
 def _without_kv(body: bytes) -> bytes:
     members = _members.decode(body)
-    members.pop(_KV, None)
+    for name in _FROM_WORKERS:
+        members.pop(name, None)
     return msgspec.json.encode(members)
 
 

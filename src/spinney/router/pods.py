@@ -28,6 +28,12 @@ WORKER_SELECTOR = f"{names.ROLE} in (prefill,decode,both)"
 KV_EVENTS_PORT = "kv-events"
 KV_REPLAY_PORT = "kv-replay"
 """Names of the container ports where a worker publishes KV events, and sends them again."""
+KV_HANDOVER = "spinney.dev/kv-handover"
+"""Annotation: *ticket* or *rendezvous*; see `spinney.router.rendezvous`."""
+KV_BOOTSTRAP_PORT = "kv-bootstrap"
+"""Name of the container port where a prefill worker's KV is met."""
+DEFAULT_BOOTSTRAP_PORT = 8998
+"""SGLang's."""
 _ENDED = ("Succeeded", "Failed")
 
 
@@ -60,6 +66,8 @@ def worker_of(pod: Pod, node: Node | None = None) -> Worker | None:
     if pod.status.phase in _ENDED:
         return None
     model = pod.metadata.annotations.get(names.MODEL) or pod.labels.get(names.MODEL)
+    rendezvous = pod.metadata.annotations.get(KV_HANDOVER) == "rendezvous"
+    bootstrap = _port(pod, KV_BOOTSTRAP_PORT) or DEFAULT_BOOTSTRAP_PORT
     host = f"[{pod.status.pod_ip}]" if ":" in pod.status.pod_ip else pod.status.pod_ip
     return Worker(
         name=pod.name,
@@ -73,6 +81,8 @@ def worker_of(pod: Pod, node: Node | None = None) -> Worker | None:
         kv_events=_zmq(host, _port(pod, KV_EVENTS_PORT)),
         kv_replay=_zmq(host, _port(pod, KV_REPLAY_PORT)),
         revisions=frozenset(filter(None, pod.labels.get(names.REVISION, "").split("."))),
+        rendezvous=rendezvous,
+        bootstrap_port=bootstrap if rendezvous and role != Role.DECODE else 0,
     )
 
 

@@ -27,12 +27,13 @@ from spinney.router.migration import RESUMED_HEADER, DivergedError, Journal
 from spinney.router.picker import Ask, Choice, Mode, Nobody, Pick, View
 from spinney.router.prompt_tokens import prompt_tokens
 from spinney.router.relay import ClientStalledError, EventRelay, Headers, Reply
+from spinney.router.rendezvous import Meeting, beside, meeting_at, secret_room
 from spinney.router.request_trace import RequestTrace, handover_attributes
 from spinney.router.upstream import Answer, FailureKind, Upstream, WorkerFailure, read_all
 from spinney.router.workers import Stage, Worker
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from spinney.router.cache_view import CacheView
     from spinney.router.choosing import Chooser
@@ -135,6 +136,14 @@ class Handover:
     worker: Worker
     handle: msgspec.Raw
     took_s: float
+    meeting: Meeting | None = None
+    """Where the decode worker finds it, in place of a handle."""
+
+    def decode_body(self, body: bytes) -> bytes:
+        """Return the request for the decode worker."""
+        if self.meeting is not None:
+            return self.meeting.decode_body(body)
+        return openai.decode_body(body, self.handle)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +180,13 @@ class Serving:
         faults: Faults,
         stories: Stories,
         tokenizers: Mapping[str, PromptTokenizer],
+        rooms: Callable[[], int] = secret_room,
     ) -> None:
-        """*tokenizers* are by model; the one of an empty name is for all others."""
+        """*tokenizers* are by model; the one of an empty name is for all others.
+
+        *rooms* makes up where two workers meet.
+        """
+        self._rooms = rooms
         self._table = table
         self._upstream = upstream
         self._limits = limits
@@ -332,6 +346,10 @@ class Serving:
         with self._ledger.work(worker, Stage.DECODE, context_tokens=tokens) as work:
             handover = None
             if choice.prefill is not None:
+                meeting = meeting_at(choice.prefill.worker, self._rooms)
+                if meeting is not None:
+                    return await self._met(run, choice, meeting, work)
+            if choice.prefill is not None:
                 handover = await self._prefill(run, choice.prefill, worker)
             served = Served(worker, handover, _mode(choice, handover))
             if handover is None:
@@ -345,6 +363,33 @@ class Serving:
                 if handover is not None:
                     self._handover_failed(run, handover, failure)
                 raise
+
+    async def _met(self, run: Run, choice: Choice, meeting: Meeting, work: Work) -> Outcome:
+        """Have both workers called at once."""
+        assert choice.prefill is not None, "there is somebody to meet"
+        prefill = choice.prefill.worker
+        handover = Handover(prefill, msgspec.Raw(b""), 0.0, meeting)
+        served = Served(choice.decode.worker, handover, _mode(choice, handover))
+        try:
+            async with beside(
+                self._prefill_beside(run, prefill, meeting), lambda: not run.reply.started
+            ):
+                return await self._decode(run, served, work)
+        except WorkerFailure as failure:
+            if failure.stage is Stage.PREFILL:
+                run.tried_prefill.add(prefill.name)
+            else:
+                self._handover_failed(run, handover, failure)
+            raise
+
+    async def _prefill_beside(self, run: Run, worker: Worker, meeting: Meeting) -> None:
+        try:
+            await self._prefill_on(run, worker, meeting)
+        except WorkerFailure as failure:
+            if not failure.clients_fault:
+                raise
+            # The decode worker has the last word on the request.
+            self._note(run, "prefill refused", worker=worker.name, detail=failure.detail)
 
     async def _prefill(self, run: Run, first: Pick, decode: Worker) -> Handover | None:
         """Return the prompt computed by a prefill worker for *decode*, or None when none could."""
@@ -368,11 +413,16 @@ class Serving:
         self._note(run, "prefill given up", tried=sorted(run.tried_prefill))
         return None
 
-    async def _prefill_on(self, run: Run, worker: Worker) -> Handover | None:
+    async def _prefill_on(
+        self, run: Run, worker: Worker, meeting: Meeting | None = None
+    ) -> Handover | None:
         inbound, began_s = run.inbound, _now()
         uncached = max(1, inbound.prompt_tokens - run.cached.get(worker.name, 0))
         self._cache.routed(worker.name, inbound, began_s)
-        body = openai.prefill_body(inbound.body)
+        if meeting is None:
+            body = openai.prefill_body(inbound.body)
+        else:
+            body = meeting.prefill_body(inbound.body)
         with (
             self._ledger.work(worker, Stage.PREFILL, prefill_tokens=uncached),
             run.trace.asking("prefill", worker) as span,
@@ -390,16 +440,17 @@ class Serving:
             raise WorkerFailure(
                 worker, Stage.PREFILL, FailureKind.BAD_ANSWER, f"answered what is no JSON: {error}"
             ) from error
-        found = "prefilled" if handle is not None else "prefilled without hand-over"
+        offered = handle is not None or meeting is not None
+        found = "prefilled" if offered else "prefilled without hand-over"
         real = self._audit(run, worker, usage)
         self._note(run, found, worker=worker.name, took_ms=round(took_s * 1000, 3), cached=real)
-        self._metrics.handovers.labels("offered" if handle is not None else "none").inc()
+        self._metrics.handovers.labels("offered" if offered else "none").inc()
         return Handover(worker, handle, took_s) if handle is not None else None
 
     async def _decode(self, run: Run, served: Served, work: Work) -> Outcome:
         body = run.inbound.body
         if served.handover is not None:
-            body = openai.decode_body(body, served.handover.handle)
+            body = served.handover.decode_body(body)
         worker = served.decode
         with (
             run.trace.asking("decode", worker) as span,

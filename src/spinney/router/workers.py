@@ -55,6 +55,15 @@ class Worker:
     """Where it sends events again that were missed."""
     revisions: frozenset[str] = frozenset()
     """Revisions of its set that it belongs to; none where it does not say."""
+    rendezvous: bool = False
+    """Whether prefill and decode worker are called at once; see `spinney.router.rendezvous`."""
+    bootstrap_port: int = 0
+    """Where others meet it for its KV, if it is a prefill worker of that kind."""
+
+    @property
+    def pairing(self) -> tuple[frozenset[str], bool]:
+        """What decides whom it may pair with."""
+        return self.revisions, self.rendezvous
 
     @property
     def available(self) -> bool:
@@ -68,7 +77,12 @@ class Worker:
 
 
 def may_pair(one: Worker, other: Worker) -> bool:
-    """Tell whether KV of one worker is KV for the other: not where their revisions differ."""
+    """Tell whether KV of one worker is KV for the other.
+
+    It is not where their revisions differ, or their ways to hand it over.
+    """
+    if one.rendezvous != other.rendezvous:
+        return False
     if not one.revisions or not other.revisions:
         return True
     return not one.revisions.isdisjoint(other.revisions)
@@ -114,16 +128,23 @@ _PLACES = ("host", "rack", "zone")
 def parse_worker(text: str, models: Iterable[str] = ()) -> Worker:
     """Return the worker that ``ROLE[:NAME]=URL[,KEY=VALUE...]`` describes; raise BadInputError.
 
-    Keys are kv-events, kv-replay, host, rack and zone. Without a name it is called after its host
-    and port.
+    Keys are kv-events, kv-replay, rendezvous, host, rack and zone. Without a name it is called
+    after its host and port.
     """
     left, separator, rest = text.partition("=")
     url, *extras = rest.split(",")
     further = dict(extra.partition("=")[::2] for extra in extras)
-    if unknown := set(further) - {"kv-events", "kv-replay", *_PLACES}:
+    if unknown := set(further) - {"kv-events", "kv-replay", "rendezvous", *_PLACES}:
         raise BadInputError(
             f"worker {text!r}: {sorted(unknown)[0]!r} is not known; after the URL there may be "
-            f"kv-events=tcp://host:port, kv-replay=tcp://host:port, host=, rack= and zone="
+            f"kv-events=tcp://host:port, kv-replay=tcp://host:port, rendezvous=PORT, host=, rack= "
+            f"and zone="
+        )
+    meets = further.get("rendezvous", "0")
+    if not meets.isdecimal() or int(meets) > 65535:
+        raise BadInputError(
+            f"worker {text!r}: rendezvous={meets} is no port; give the prefill worker's KV port, "
+            f"and to decode workers any"
         )
     host, rack, zone = (further.get(place, "") for place in _PLACES)
     role, _, name = left.partition(":")
@@ -147,4 +168,6 @@ def parse_worker(text: str, models: Iterable[str] = ()) -> Worker:
         places=(host, rack, zone) if host or rack or zone else (),
         kv_events=further.get("kv-events", ""),
         kv_replay=further.get("kv-replay", ""),
+        rendezvous="rendezvous" in further,
+        bootstrap_port=int(meets),
     )
