@@ -294,6 +294,31 @@ def test_a_clique_and_a_group_say_how_far_their_update_is() -> None:
     play(scene)
 
 
+@pytest.mark.parametrize("kind", ["RollingRecreate", "OnDelete", "Coherent"])
+def test_a_label_that_leaves_the_template_leaves_the_pods(kind: str) -> None:
+    async def scene(farm: Farm) -> None:
+        made = service(kind)
+        for role in made["spec"]["template"]["cliques"]:
+            role["labels"], role["annotations"] = {"stage": "b", "team": "x"}, {"note": "y"}
+        await started(farm, made, 8)
+        found = await farm.set()
+        for template in found.spec.template.cliques:
+            template.labels, template.annotations = {"team": "x"}, {}
+        await farm.client.update(found)
+        await farm.quiet()
+        for pod in await farm.pods():
+            await farm.client.delete(Pod, pod.name, NS)
+        await farm.ready(8)
+        await farm.quiet()
+        pods = await farm.pods()
+        assert {pod.labels.get("stage") for pod in pods} == {None}
+        assert {pod.labels["team"] for pod in pods} == {"x"}
+        assert {pod.metadata.annotations.get("note") for pod in pods} == {None}
+        assert all(names.REVISION in pod.labels for pod in pods)
+
+    play(scene)
+
+
 def test_a_coherent_update_is_told_by_its_parts_too() -> None:
     async def scene(farm: Farm) -> None:
         made = pcs(clique("p", 2), clique("d", 4))

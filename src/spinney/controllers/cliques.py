@@ -46,6 +46,9 @@ NOT_INHERITED = (names.TOPOLOGY_NAME,)
 """Annotations of a clique's template that say something of gangs, not of pods."""
 
 
+_OF_TOOLS = "kubectl.kubernetes.io/"
+"""Prefix of annotations that kubectl leaves on what people edit."""
+
 Revisions = Mapping[str, str]
 """The revision of each clique's pods, by its name in the template."""
 
@@ -171,11 +174,27 @@ def _changes(existing: PodClique, wanted: PodClique) -> dict[str, Any]:
     before = msgspec.to_builtins(_without_replicas(existing.spec))
     after = msgspec.to_builtins(_without_replicas(wanted.spec))
     revised = names.POD_TEMPLATE_HASH in patch.get("metadata", {}).get("labels", {})
+    if revised:
+        _drop_former(patch["metadata"], existing, wanted)
     if revised or not covers(before, after) or "startsAfter" in before.keys() - after.keys():
         spec |= codec.diff_values(before, after)
     if spec:
         patch["spec"] = spec
     return patch
+
+
+def _drop_former(patch: dict[str, Any], existing: PodClique, wanted: PodClique) -> None:
+    """Remove what the former template had and the new one has not: pods would inherit it."""
+    have, want = existing.metadata, wanted.metadata
+    labels = have.labels.keys() - want.labels.keys()
+    notes = {
+        key
+        for key in have.annotations.keys() - want.annotations.keys()
+        if key not in OWN and not key.startswith(_OF_TOOLS)
+    }
+    for field, gone in (("labels", labels), ("annotations", notes)):
+        if gone:
+            patch.setdefault(field, {}).update(dict.fromkeys(sorted(gone)))
 
 
 def _without_replicas(spec: PodCliqueSpec) -> PodCliqueSpec:
