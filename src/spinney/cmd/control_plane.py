@@ -123,7 +123,7 @@ async def _work(api: ApiServer, config: SchedulerConfig, registry: CollectorRegi
         EventRecorder(client, clock, ids, component)
         for component in ("spinney-controllers", "spinney-scheduler")
     ]
-    controllers.register(runtime, ids, recorders[0])
+    controllers.register(runtime, ids, recorders[0], registry=registry)
     scheduler.register(runtime, ids, recorders[1], config, registry)
     await publish(client, config)
     async with asyncio.TaskGroup() as group:
