@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from spinney.api.core import Pod
-    from spinney.scheduler.offline import Evicted, GangState
+    from spinney.scheduler.offline import GangState
     from spinney.scheduler.scenario import Objects
 
 K = TypeVar("K", bound=KubeObject)
@@ -73,7 +73,7 @@ def would_fit(
 
     They are tried on what is free now; pods of *state* that wait are left out, and so are gangs of
     *state* that *wanted* has anew. Where that is
-    not enough, another try with all actions tells who would have to leave.
+    not enough, another try with all actions tells who would have to leave, or what would help.
     """
     config = config or SchedulerConfig()
     free = replace(config, actions=("allocate",))
@@ -82,10 +82,16 @@ def would_fit(
     keys = {pod.key for pod in wanted.pods}
     gangs_wanted = _gang_names(wanted)
     leaving: dict[str, list[str]] = {}
+    reasons: dict[str, str] = {}
     if not all(_found(report, name).state == "placed" for name in gangs_wanted):
-        for eviction in _displaced(merged, now_s, config):
+        tried = OfflineCluster(merged, config, now_s).run(1)
+        reasons = {g.gang: g.reason for g in tried.gangs if g.state == "pending"}
+        for eviction in tried.cycles[0].evictions:
             leaving.setdefault(eviction.made_for, []).append(eviction.pod)
-    gangs = [_fit(report, name, keys, leaving.get(name, [])) for name in gangs_wanted]
+    gangs = [
+        _fit(report, name, keys, leaving.get(name, []), reasons.get(name, ""))
+        for name in gangs_wanted
+    ]
     return FitReport(all(gang.fits for gang in gangs), gangs)
 
 
@@ -122,15 +128,11 @@ def _run(objects: Objects, now_s: float, config: SchedulerConfig) -> Report:
     return report
 
 
-def _displaced(objects: Objects, now_s: float, config: SchedulerConfig) -> list[Evicted]:
-    return OfflineCluster(objects, config, now_s).run(1).cycles[0].evictions
-
-
 def _found(report: Report, gang: str) -> GangState:
     return next(found for found in report.gangs if found.gang == gang)
 
 
-def _fit(report: Report, gang: str, keys: set[str], leaving: list[str]) -> GangFit:
+def _fit(report: Report, gang: str, keys: set[str], leaving: list[str], why_not: str) -> GangFit:
     found = _found(report, gang)
     mine = [pod for pod in report.pods if pod.gang == gang and pod.pod in keys]
     on_nodes = [pod for pod in mine if pod.state in ("bound", "running")]
@@ -141,7 +143,7 @@ def _fit(report: Report, gang: str, keys: set[str], leaving: list[str]) -> GangF
         len(mine),
         found.placement_score,
         spots((pod.node, pod.pod) for pod in on_nodes),
-        found.reason,
+        found.reason if found.state == "placed" else why_not or found.reason,
         sorted(leaving),
     )
 

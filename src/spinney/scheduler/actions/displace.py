@@ -9,6 +9,7 @@ that is carried out keeps the room for whom it was made.
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 
 PLACES_TRIED = 8
 """Domains that are looked at one by one for the cheapest to clear."""
+MOST_EXPLAINED = 32
+"""Different questions for which a cycle looks for what would help."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,11 +290,15 @@ def find_plan(
     return Plan(wish, attempt.spots, tuple(chosen), moves)
 
 
-def room_when_gone(session: Session, wish: Wish, units: Sequence[Unit]) -> tuple[Spot, ...]:
-    """Return where *wish* goes when the fewest of the first *units* are gone; empty for nowhere."""
+def room_when_gone(
+    session: Session, wish: Wish, units: Sequence[Unit]
+) -> tuple[Sequence[Unit], tuple[Spot, ...]]:
+    """Return the fewest of the first *units* without which *wish* fits, and where it goes then.
+
+    Both are empty where all of them are not enough.
+    """
     attempt = _Attempt(session, wish, None, session.config.victim_trials)
-    attempt.shortest_prefix(units)
-    return attempt.spots
+    return attempt.shortest_prefix(units), attempt.spots
 
 
 def everyone_moves(units: Sequence[Unit], moves: Moves) -> bool:
@@ -513,13 +520,15 @@ def make_room(
     action: str,
     may: Callable[[Wish], bool],
     choose: Callable[[Wish], Plan | None],
+    explain: Callable[[Wish], str] | None = None,
 ) -> Iterator[Verdict]:
-    """Try to make room for all that is not placed, in order; yield verdicts of successes.
+    """Try to make room for all that is not placed, in order; yield verdicts of successes, and of
+    those for whom *explain* knows what would help.
 
     What cannot be served is not looked at again in this cycle for a gang that asks the same of
     the same queue with the same priority.
     """
-    hopeless: set[object] = set()
+    hopeless: dict[object, str] = {}
     for wish in wishes(session):
         gang = wish.gang
         if gang.key in session.reservations.lapsed or _is_patient(session, gang):
@@ -532,13 +541,28 @@ def make_room(
         at = (wish.demand.signature, gang.queue, gang.priority, gang.preemptible, family(gang))
         if not gang.stands and not gang.root.anchors:
             at = (*at[:-1], "")
-        if at in hopeless or not may(wish) or _fits_already(session, wish):
+        if at not in hopeless and _fits_already(session, wish):
             continue
-        plan = choose(wish)
-        if plan is None:
-            hopeless.add(at)
+        plan = choose(wish) if at not in hopeless and may(wish) else None
+        if plan is not None:
+            yield carry_out(session, plan, action)
             continue
-        yield carry_out(session, plan, action)
+        if at not in hopeless:
+            few = len(hopeless) < MOST_EXPLAINED
+            hopeless[at] = explain(wish) if explain is not None and few else ""
+        if hopeless[at] and (verdict := session.verdicts.get(gang.key)) is not None:
+            yield with_help(verdict, hopeless[at])
+
+
+def with_help(verdict: Verdict, text: str) -> Verdict:
+    """Return *verdict* with one more thing that would help in its reason; said once."""
+    if text in verdict.reason:
+        return verdict
+    also = "or " if "would fit" in verdict.reason else "would fit "
+    first, _, last = verdict.reason.rpartition("; ")
+    counts_nodes = first and re.match(r"\d+/\d+ nodes", last)
+    words = (first, f"{also}{text}", last) if counts_nodes else (verdict.reason, f"{also}{text}")
+    return replace(verdict, reason="; ".join(words))
 
 
 def _is_patient(session: Session, gang: Gang) -> bool:

@@ -106,7 +106,7 @@ def _soonest(session: Session, wish: Wish) -> tuple[Spot, ...]:
         sorted(units, key=late) for units in by_place(session, wish.demand, _running(session))
     ]
     for units in sorted(places, key=lambda units: any(map(late, units))):
-        spots = room_when_gone(session, wish, units)
+        _, spots = room_when_gone(session, wish, units)
         if spots:
             return spots
     return ()

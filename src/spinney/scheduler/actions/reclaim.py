@@ -17,8 +17,10 @@ from spinney.scheduler.actions.displace import (
     find_plan,
     hopeless_without,
     make_room,
+    room_when_gone,
 )
 from spinney.scheduler.actions.victims import family, in_order, surplus_first, units_of
+from spinney.scheduler.queues.ledger import amounts_text
 from spinney.scheduler.queues.model import NOTHING, Amounts, minus, plus, within
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     Pool = Mapping[str, Sequence[Unit]]
     """By queue: what may be displaced of it, what goes first in front."""
 
+MOST_QUEUES = 4
+"""Queues that are looked at for what they would have to give back."""
 MOST_MOVERS = 64
 """Units that are looked at where some of the victims have to find another place."""
 
@@ -56,7 +60,10 @@ def reclaim(session: Session, previous: Mapping[str, Verdict]) -> Iterator[Verdi
             pools[queue] = _pool(session, ledger, queue)
         return _choose(session, ledger, wish, _present(session, wish, pools[queue]))
 
-    yield from make_room(session, "reclaim", may, choose)
+    def explain(wish: Wish) -> str:
+        return _returned(session, ledger, wish)
+
+    yield from make_room(session, "reclaim", may, choose, explain)
 
 
 def _entitled(ledger: Ledger, gang: Gang, amount: Amounts) -> bool:
@@ -118,6 +125,55 @@ def _choose(session: Session, ledger: Ledger, wish: Wish, pool: Pool) -> Plan | 
         if plan is not None:
             return plan
     return _with_movers(session, ledger, wish, pool)
+
+
+def _returned(session: Session, ledger: Ledger, wish: Wish) -> str:
+    """Return which queue would have to give how much back, of what it has beyond its quota, for
+    *wish* to fit; empty where no single one has enough, or where the wish's own queue is full."""
+    if session.refusal(wish.gang, wish.demand):
+        return ""
+    found: list[tuple[Amounts, str]] = []
+    for queue, units in sorted(_beyond_quota(session, ledger, wish).items()):
+        chosen, _ = room_when_gone(session, wish, units)
+        if chosen:
+            found.append((_sum(chosen), queue))
+    if not found:
+        return ""
+    amount, queue = min(found)
+    return f"after queue {queue} returns {amounts_text(amount)}"
+
+
+def _beyond_quota(session: Session, ledger: Ledger, wish: Wish) -> dict[str, list[Unit]]:
+    """Return what other queues have beyond their quotas, those with most of it first."""
+    mine = ledger.tree.path(wish.gang.queue)[0]
+    found: dict[str, list[Unit]] = {}
+    for other in session.snapshot.standing:
+        path = ledger.tree.path(other.queue)
+        if path and path[0] != mine:
+            found.setdefault(path[0], []).extend(units_of(session, other, 0))
+    beyond = {}
+    for queue, units in found.items():
+        left, taken = ledger.allocated[queue], []
+        for unit in in_order(units):
+            if within(left, ledger.tree.queues[queue].quota, wish.amount):
+                break
+            left = minus(left, unit.amount)
+            taken.append(unit)
+        if taken:
+            beyond[queue] = taken
+    most = sorted(beyond, key=lambda q: (_negative(_sum(beyond[q])), q))[:MOST_QUEUES]
+    return {queue: beyond[queue] for queue in most}
+
+
+def _sum(units: Iterable[Unit]) -> Amounts:
+    total = NOTHING
+    for unit in units:
+        total = plus(total, unit.amount)
+    return total
+
+
+def _negative(amount: Amounts) -> Amounts:
+    return minus(NOTHING, amount)
 
 
 def _with_movers(session: Session, ledger: Ledger, wish: Wish, pool: Pool) -> Plan | None:

@@ -287,5 +287,6 @@ def amounts_text(amount: Amounts) -> str:
     """Return the first resource of which there is some, GPUs before CPUs before memory."""
     for name, value in zip(RESOURCES, amount, strict=True):
         if value > 0:
-            return f"{amount_text(name, value)} {name}"
+            noun = name.removesuffix("s") if value == 1000 else name
+            return f"{amount_text(name, value)} {noun}"
     return "nothing"
