@@ -100,6 +100,12 @@ HALF = Budget(Fraction(1, 2), 1, 0)
             id="at minAvailable one more unit is taken",
         ),
         pytest.param(
+            [role("p", "aaaa")],
+            HALF,
+            {"p": "CAAA"},
+            id="also of units that do not serve only as many as the budget change at a time",
+        ),
+        pytest.param(
             [role("p", "A", minimum=3)],
             Budget(Fraction(0), 1, 0),
             {"p": "C"},
