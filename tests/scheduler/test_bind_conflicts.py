@@ -171,3 +171,15 @@ def test_a_pod_that_another_scheduler_bound_first_is_left_where_it_is() -> None:
 
     assert placed["g-p-0"] == "n3"
     assert set(placed.values()) <= {"n2", "n3"}, "the others are beside it"
+
+
+def test_room_that_another_scheduler_made_for_its_pod_is_left_to_it() -> None:
+    async def scene(cluster: SimulatedCluster) -> dict[str, str]:
+        await squat(cluster, "theirs", "", 4)
+        promise = {"status": {"nominatedNodeName": "n0"}}
+        await cluster.client.patch(Pod, "theirs", promise, "default", subresource="status")
+        await create(cluster, gang("g", 3, 4))
+        await until_bound(cluster, 3)
+        return await bound(cluster)
+
+    assert set(play(scene).values()) == {"n1", "n2", "n3"}

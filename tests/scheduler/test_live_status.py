@@ -21,6 +21,7 @@ from spinney.scheduler.said import (
     is_said_placed,
     kai_reason,
     same_but_for_figures,
+    with_disruption,
     with_said,
 )
 from spinney.scheduler.scheduler_metrics import reason_class
@@ -180,6 +181,23 @@ def test_a_gang_whose_figures_change_is_reported_once_and_says_the_last_ones() -
         assert await events(cluster, "big") == [("FailedScheduling", "no room")]
 
     play(scene)
+
+
+@pytest.mark.parametrize("kind", [PodGang, UpstreamPodGroup])
+def test_a_disruption_is_over_when_the_gang_is_placed_again(kind: Any) -> None:
+    obj = msgspec.convert({"metadata": {"name": "g", "namespace": "default"}}, kind)
+    placed = with_said(obj, Said(placed=True, message="on nodes"), NOW)
+    assert placed is not None
+    disrupted = with_disruption(placed, "for another", NOW)
+    assert disrupted is not None
+    assert with_disruption(disrupted, "for a third", NOW) is None
+    again = with_said(disrupted, Said(placed=True, message="on nodes"), NOW)
+
+    assert again is not None
+    assert not isinstance(again, PodGroup)
+    states = {c.type: c.status for c in again.status.conditions}
+    assert states["DisruptionTarget"] == "False"
+    assert with_said(again, Said(placed=True, message="on nodes"), NOW) is None
 
 
 def test_an_upstream_group_has_upstreams_condition() -> None:

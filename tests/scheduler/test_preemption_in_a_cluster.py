@@ -65,6 +65,11 @@ def test_a_gang_of_lower_priority_leaves_whole_and_is_told_why() -> None:
             "low",
             *(f"low-p-{n}" for n in range(4)),
         }
+        gang_of_low = await cluster.client.get(PodGang, "low", "default")
+        target = find_condition(gang_of_low.status.conditions, "DisruptionTarget")
+        assert target is not None
+        assert (target.status, target.reason) == ("True", "PreemptionByScheduler")
+        assert "makes room for default/high" in target.message
 
     play(scene)
 

@@ -517,12 +517,16 @@ class Cache:
     def _info(self, pod: Pod) -> PodInfo | None:
         ours = pod.spec.scheduler_name in self.scheduler_names
         ours = ours and (self._pool is None or _in_pool(pod.labels, self._pool))
-        if not ours and not pod.spec.node_name:
+        promised = "" if ours else pod.status.nominated_node_name
+        if not ours and not pod.spec.node_name and not promised:
             return None
         state = self._state(pod)
+        if promised and state == "pending":
+            # Another scheduler has made room for it there, and so has nobody else.
+            state = "active"
         if state == "pending" and not self._claims.exist_for(pod):
             state = "gated"
-        node, devices = pod.spec.node_name, gpu_groups(pod)
+        node, devices = pod.spec.node_name or promised, gpu_groups(pod)
         assumed = self._assumed.get(pod.key)
         if assumed is not None:
             if node or assumed[0] != pod.metadata.uid or state != "pending":

@@ -11,6 +11,7 @@ from spinney.kube import transport as wire
 from spinney.kube.errors import ApiError, BusyError, NotFoundError
 from spinney.kube.transport import TransportError
 from spinney.log import get_logger
+from spinney.scheduler.said import DISRUPTION_TARGET, EVICTED_REASON
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 CONCURRENT_EVICTIONS = 32
 """Gangs that are being evicted at a time; the pods of one go one after the other."""
-DISRUPTION_TARGET = "DisruptionTarget"
-EVICTED_REASON = "PreemptionByScheduler"
 EVICTED_EVENT = "Evicted"
 
 log = get_logger("scheduler")

@@ -32,6 +32,9 @@ UNSCHEDULABLE = "Unschedulable"
 PLACED = "Placed"
 ON_NODE_POOL = "UnschedulableOnNodePool"
 DEFAULT_POOL = "default"
+DISRUPTION_TARGET = "DisruptionTarget"
+EVICTED_REASON = "PreemptionByScheduler"
+RECOVERED_REASON = "PlacedAgain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +62,38 @@ def with_said(obj: GangObject, said: Said, now: str) -> GangObject | None:
     found = find_condition(obj.status.conditions, kind)
     same = found is not None and _fields(found) == _fields(wanted)
     conditions = with_condition(obj.status.conditions, wanted, now)
+    if said.placed and is_disrupted(obj):
+        over = Condition(type=DISRUPTION_TARGET, status="False", reason=RECOVERED_REASON)
+        conditions, same = with_condition(conditions, over, now), False
     if isinstance(obj, UpstreamPodGroup):
         return None if same else replace(obj, status=replace(obj.status, conditions=conditions))
     score = obj.status.placement_score if said.score is None else said.score
     if same and score == obj.status.placement_score:
         return None
     return replace(obj, status=replace(obj.status, conditions=conditions, placement_score=score))
+
+
+def with_disruption(obj: GangObject, message: str, now: str) -> GangObject | None:
+    """Return *obj* saying that its pods are being evicted, or None when its API has no word for
+    that, or it says so already."""
+    if isinstance(obj, PodGroup) or is_disrupted(obj):
+        return None
+    wanted = Condition(
+        type=DISRUPTION_TARGET,
+        status="True",
+        reason=EVICTED_REASON,
+        message=message,
+        observed_generation=obj.metadata.generation,
+    )
+    conditions = with_condition(obj.status.conditions, wanted, now)
+    status = replace(obj.status, conditions=conditions)
+    return replace(obj, status=status)
+
+
+def is_disrupted(obj: PodGang | UpstreamPodGroup) -> bool:
+    """Tell whether *obj* says that its pods are being evicted."""
+    found = find_condition(obj.status.conditions, DISRUPTION_TARGET)
+    return found is not None and found.status == "True"
 
 
 def is_said_placed(obj: GangObject) -> bool:

@@ -270,18 +270,20 @@ class Scheduler:
         failed = await self._evictor.evict(asked)
         self._metrics.count_evictions(asked, failed)
         lost = {eviction.pod for eviction in failed}
-        self._tell_evicted([eviction for eviction in asked if eviction.pod not in lost])
         for gang in {eviction.made_for for eviction in failed} | unready:
             self._memory = self._memory.without_reservation(gang)
         if failed or unready:
             self._retry()
+        await self._tell_evicted([eviction for eviction in asked if eviction.pod not in lost])
 
-    def _tell_evicted(self, evictions: Iterable[Eviction]) -> None:
+    async def _tell_evicted(self, evictions: Iterable[Eviction]) -> None:
         for gang, found in {eviction.gang: eviction for eviction in evictions}.items():
-            obj = self._object(gang)
-            if obj is not None:
-                text = f"{found.action}: {found.message}"
-                self._events.event(obj, "Normal", EVICTED_EVENT, text)
+            obj, tree = self._object(gang), self._cache.judge(gang)
+            if obj is None:
+                continue
+            self._events.event(obj, "Normal", EVICTED_EVENT, f"{found.action}: {found.message}")
+            if tree is not None and not tree.satisfied:
+                await self._status.gang_disrupted(obj, found.message)
 
     def _object(self, gang: str) -> GangObject | None:
         """Return the object that describes *gang*, if there is one with a status."""

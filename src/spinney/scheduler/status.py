@@ -21,10 +21,13 @@ from spinney.scheduler.said import (
     is_said_placed,
     said_before,
     same_but_for_figures,
+    with_disruption,
     with_said,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from spinney.api.core import Pod
     from spinney.clock import Clock
     from spinney.kube.client import KubeClient
@@ -77,6 +80,10 @@ class StatusWriter:
             return False
         self._events.event(gang, "Normal", SCHEDULED, text)
         return True
+
+    async def gang_disrupted(self, gang: GangObject, message: str) -> None:
+        """Say on *gang* that pods of its minimum are being evicted."""
+        await self._change(gang, lambda found, now: with_disruption(found, message, now))
 
     async def pod_unplaced(self, pod: Pod, reason: str, *, report: bool) -> None:
         """Say on *pod* why it has no node; *report* it as an event too. Other figures are no news:
@@ -131,8 +138,14 @@ class StatusWriter:
 
     async def _write(self, gang: GangObject, said: Said) -> bool:
         """Write *said*; False when it is there already or the gang is gone."""
+        return await self._change(gang, lambda found, now: with_said(found, said, now))
+
+    async def _change(
+        self, gang: GangObject, change: Callable[[GangObject, str], GangObject | None]
+    ) -> bool:
+        """Write what *change* makes of the gang; False when that is nothing or it is gone."""
         for attempt in range(CONFLICT_ATTEMPTS):
-            after = with_said(gang, said, rfc3339(self._clock.now()))
+            after = change(gang, rfc3339(self._clock.now()))
             if after is None:
                 return False
             changes = merge_diff(gang, after)
