@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from spinney.api.core import Node, Pod
+from spinney.api.leaderworkerset import LeaderWorkerSet
 from spinney.api.podgroup import PodGroup, UpstreamPodGroup, Workload
 from spinney.errors import BadInputError
 from spinney.scheduler.cache import Cache
@@ -217,6 +218,29 @@ def test_a_group_of_a_leader_worker_set_is_a_gang_in_one_domain() -> None:
     result = run_cycle(cache.snapshot(), SchedulerConfig())
 
     assert {b.node for b in result.bindings} == {"n2", "n3"}
+    cache.remove_pod("default/l-0-2")
+    assert placed(cache) == []
+
+
+def test_a_leader_whose_workers_are_made_when_it_is_ready_does_not_wait_for_them() -> None:
+    cache = cluster(1, 1, 2, 1)
+    cache.set_pod(lws(0, 0))
+    assert placed(cache) == []
+    raw = {
+        "metadata": {"name": "l", "namespace": "default"},
+        "spec": {"startupPolicy": "LeaderReady"},
+    }
+    cache.set_leader_worker_set(msgspec.convert(raw, LeaderWorkerSet))
+    assert placed(cache) == ["l-0-0"]
+
+    cache.assume("default/l-0-0", "n2")
+    cache.set_pod(lws(0, 1))
+    cache.set_pod(lws(0, 2))
+    result = run_cycle(cache.snapshot(), SchedulerConfig())
+    assert {b.node for b in result.bindings} == {"n2", "n3"}, "in the leader's rack"
+
+    cache.remove_leader_worker_set("default/l")
+    cache.forget("default/l-0-0")
     cache.remove_pod("default/l-0-2")
     assert placed(cache) == []
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spinney.api import names
+from spinney.api.leaderworkerset import LEADER_READY
 from spinney.api.meta import find_condition
 from spinney.errors import BadInputError
 from spinney.log import get_logger
@@ -34,7 +35,13 @@ from spinney.scheduler.sources.podgroup import (
     upstream_spec,
     workload_groups,
 )
-from spinney.scheduler.sources.pods import described, membership, workload_of
+from spinney.scheduler.sources.pods import (
+    described,
+    leaders_first,
+    membership,
+    set_of_leaders,
+    workload_of,
+)
 from spinney.scheduler.sources.spec import GangSpec
 
 if TYPE_CHECKING:
@@ -45,6 +52,7 @@ if TYPE_CHECKING:
     from spinney.api.core import Node, Pod, PriorityClass
     from spinney.api.devices import DeviceClass, ResourceClaim, ResourceSlice
     from spinney.api.grove import ClusterTopologyBinding
+    from spinney.api.leaderworkerset import LeaderWorkerSet
     from spinney.api.podgang import PodGang
     from spinney.api.podgroup import MinMemberGroup, PodGroup, UpstreamPodGroup, Workload
     from spinney.api.queue import Queue
@@ -81,6 +89,8 @@ class Cache:
         self._specs: dict[str, GangSpec] = {}
         """Gangs whose pods say themselves that they belong to it, by gang key."""
         self._workloads: dict[str, dict[str, GroupSpec]] = {}
+        self._leaders_first: set[str] = set()
+        """LeaderWorkerSets whose workers are made when their leader is ready."""
         self._classes: dict[str, PriorityClass] = {}
         self._topologies: dict[str, tuple[str, ...]] = {}
         self._assumed: dict[str, tuple[str, str, tuple[str, ...]]] = {}
@@ -254,6 +264,19 @@ class Cache:
         """Forget one, by ``namespace/name``."""
         namespace, _, name = key.partition("/")
         self._remove_spec(min_member_key(kind, namespace, name))
+
+    def set_leader_worker_set(self, found: LeaderWorkerSet) -> None:
+        """Add or change a LeaderWorkerSet."""
+        self.remove_leader_worker_set(found.key)
+        if found.spec.startup_policy == LEADER_READY:
+            self._leaders_first.add(found.key)
+            self._trees.clear()
+
+    def remove_leader_worker_set(self, key: str) -> None:
+        """Forget a LeaderWorkerSet."""
+        if key in self._leaders_first:
+            self._leaders_first.discard(key)
+            self._trees.clear()
 
     def set_workload(self, workload: Workload) -> None:
         """Add or change an upstream Workload."""
@@ -479,6 +502,8 @@ class Cache:
         found = self._specs.get(key)
         if found is None:
             found = next((p.implied for p in members if p.implied is not None), None)
+            if found is not None and set_of_leaders(key) in self._leaders_first:
+                return leaders_first(found)
         if found is None and (owner := workload_of(key)) is not None:
             group = self._workloads.get(owner[0], {}).get(owner[1])
             found = GangSpec(key, group) if group is not None else None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 from spinney.api.core import Node, Pod, PriorityClass
 from spinney.api.devices import DeviceClass, ResourceClaim, ResourceSlice
 from spinney.api.grove import ClusterTopologyBinding
+from spinney.api.leaderworkerset import LeaderWorkerSet
 from spinney.api.meta import KubeObject
 from spinney.api.podgang import PodGang
 from spinney.api.podgroup import (
@@ -42,6 +43,7 @@ async def read_cluster(client: KubeClient) -> Objects:
             *await _all(client, CoschedulingPodGroup),
             *await _all(client, VolcanoPodGroup),
         ],
+        leader_worker_sets=await _all(client, LeaderWorkerSet),
         volumes=await _all(client, PersistentVolume),
         volume_claims=await _all(client, PersistentVolumeClaim),
         device_classes=await _all(client, DeviceClass),

@@ -12,6 +12,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from spinney.api.devices import DeviceClass, ResourceClaim, ResourceSlice
+from spinney.api.leaderworkerset import LeaderWorkerSet
 from spinney.api.podgroup import (
     CoschedulingPodGroup,
     PodGroup,
@@ -56,6 +57,7 @@ class OptionalKinds:
                 cache.set_min_member_group,
                 functools.partial(cache.remove_min_member_group, VolcanoPodGroup),
             ),
+            LeaderWorkerSet: (cache.set_leader_worker_set, cache.remove_leader_worker_set),
             PersistentVolume: (cache.set_volume, cache.remove_claim),
             PersistentVolumeClaim: (cache.set_volume_claim, cache.remove_claim),
             StorageClass: (cache.set_storage_class, cache.remove_storage_class),

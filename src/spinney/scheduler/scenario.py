@@ -67,6 +67,7 @@ from spinney.scheduler.snapshot_format import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from spinney.api.leaderworkerset import LeaderWorkerSet
     from spinney.scheduler.snapshot_format import Amount, NodeLine
 
 __all__ = ["NAMESPACE", "Objects", "fill", "nodes", "objects", "podgang", "pods", "scenario"]
@@ -92,6 +93,7 @@ class Objects:
     upstream: list[UpstreamPodGroup] = field(default_factory=list)
     workloads: list[Workload] = field(default_factory=list)
     min_member: list[MinMemberGroup] = field(default_factory=list)
+    leader_worker_sets: list[LeaderWorkerSet] = field(default_factory=list)
     volumes: list[PersistentVolume] = field(default_factory=list)
     volume_claims: list[PersistentVolumeClaim] = field(default_factory=list)
     device_classes: list[DeviceClass] = field(default_factory=list)
@@ -119,6 +121,8 @@ class Objects:
             cache.set_workload(workload)
         for named in self.min_member:
             cache.set_min_member_group(named)
+        for leading in self.leader_worker_sets:
+            cache.set_leader_worker_set(leading)
         self._put_claims(cache)
         for pod in self.pods:
             cache.set_pod(pod)

@@ -12,6 +12,7 @@ import msgspec
 
 from spinney.api import names
 from spinney.api.devices import CLAIMED
+from spinney.api.leaderworkerset import LEADER_READY
 from spinney.api.podgroup import POD_GROUP_NAME, SUB_GROUP
 from spinney.api.queue import PREEMPTIBILITY, QUEUE
 from spinney.clock import rfc3339
@@ -34,7 +35,12 @@ from spinney.scheduler.snapshot_format import (
 from spinney.scheduler.sources.min_member import min_member_spec
 from spinney.scheduler.sources.podgang import podgang_spec
 from spinney.scheduler.sources.podgroup import podgroup_spec, upstream_spec, workload_groups
-from spinney.scheduler.sources.pods import membership, workload_of
+from spinney.scheduler.sources.pods import (
+    leaders_first,
+    membership,
+    set_of_leaders,
+    workload_of,
+)
 from spinney.scheduler.sources.spec import GangSpec
 
 if TYPE_CHECKING:
@@ -105,12 +111,16 @@ def gang_specs(found: Objects) -> dict[str, GangSpec]:
     specs += [min_member_spec(group) for group in found.min_member]
     result = {spec.key: spec for spec in specs}
     groups = {workload.key: workload_groups(workload) for workload in found.workloads}
+    leading = {
+        obj.key for obj in found.leader_worker_sets if obj.spec.startup_policy == LEADER_READY
+    }
     for pod in found.pods:
         member = membership(pod)
         if member.gang in result:
             continue
         if member.implied is not None:
-            result[member.gang] = member.implied
+            late = set_of_leaders(member.gang) in leading
+            result[member.gang] = leaders_first(member.implied) if late else member.implied
         elif (owner := workload_of(member.gang)) and owner[1] in groups.get(owner[0], {}):
             result[member.gang] = GangSpec(member.gang, groups[owner[0]][owner[1]])
     return result

@@ -7,6 +7,7 @@ minimum. A pod that says nothing is on its own: those of Deployments and Statefu
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from spinney.api import names
@@ -62,6 +63,22 @@ def workload_of(key: str) -> tuple[str, str] | None:
         return None
     name, _, group = rest.partition("/")
     return f"{namespace}/{name}", group.partition("/")[0]
+
+
+def set_of_leaders(key: str) -> str:
+    """Return ``namespace/name`` of the LeaderWorkerSet that a gang is a group of; else empty."""
+    namespace, found, rest = key.partition("/lws:")
+    return f"{namespace}/{rest.rpartition('-')[0]}" if found else ""
+
+
+def leaders_first(spec: GangSpec) -> GangSpec:
+    """Return the gang of a group whose workers are made when its leader is ready: the leader is all
+    that it needs, and workers join it under the same constraints."""
+    children = tuple(
+        replace(child, minimum=0) if child.name == _WORKERS else child
+        for child in spec.root.children
+    )
+    return replace(spec, root=replace(spec.root, children=children))
 
 
 def described(key: str) -> str:
