@@ -235,10 +235,17 @@ def test_a_strategy_switched_there_and_back_rolls_only_in_between() -> None:
         await edit(farm, "a")
         await farm.quiet()
         assert await images(farm, "s-0-a") == {"worker:1": 2}
+        waiting = (await farm.clique("s-0-a")).status.update_progress
         await strategy(farm, type="RollingRecreate")
         await until_reason(farm, "UpdateComplete")
         await farm.quiet()
         assert await images(farm, "s-0-a") == {IMAGE: 2}
+        rolled = (await farm.clique("s-0-a")).status.update_progress
+        assert waiting is not None
+        assert rolled is not None
+        assert rolled.ready_pods_selected_to_update is not None
+        assert (rolled.update_started_at or "") > (waiting.update_ended_at or "")
+        assert (rolled.update_ended_at or "") > (rolled.update_started_at or "")
         await strategy(farm, type="OnDelete")
         await edit(farm, "a", image="worker:3")
         await farm.quiet()

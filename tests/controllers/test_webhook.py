@@ -18,6 +18,7 @@ import jsonpatch
 import msgspec
 import pytest
 import yaml
+from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,6 +41,7 @@ from spinney.controllers.admission.app import (
     VALIDATE,
     WebhookApp,
 )
+from spinney.controllers.admission.certificate import RenewedCertificate
 from spinney.controllers.admission.lookup import Lookup
 from spinney.controllers.admission.manifests import ServiceAddress, webhook_manifests
 from spinney.controllers.admission.review import json_patch
@@ -90,7 +92,12 @@ class Webhook:
         app = WebhookApp(lookup, self.hook, GroveAuthorizer(OPERATOR))
         self.trust = tls.credentials(directory / "pki", SystemClock().now())
         self.server = WebhookServer(
-            app, certificate=self.trust.certificate, key=self.trust.key, host="127.0.0.1", port=0
+            app,
+            certificate=self.trust.certificate,
+            key=self.trust.key,
+            host="127.0.0.1",
+            port=0,
+            check_s=0.02,
         )
 
     async def __aenter__(self) -> Webhook:
@@ -380,6 +387,67 @@ def test_a_client_that_does_not_know_the_authority_is_not_served(tmp_path):
                 await stranger.get(f"{webhook.server.url}/healthz")
 
     served(tmp_path, scenario)
+
+
+async def served_serial(url: str) -> int:
+    """The serial number of the certificate that a new connection is shown."""
+    host, port = url.removeprefix("https://").rsplit(":", 1)
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    _, writer = await asyncio.open_connection(host, int(port), ssl=context)
+    shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    writer.close()
+    await writer.wait_closed()
+    return x509.load_der_x509_certificate(shown).serial_number
+
+
+def serial(file: Path) -> int:
+    return x509.load_pem_x509_certificate(file.read_bytes()).serial_number
+
+
+def test_a_renewed_certificate_is_shown_without_a_restart(tmp_path):
+    other = tls.credentials(tmp_path / "other", SystemClock().now())
+
+    async def until(webhook: Webhook, wanted: int) -> None:
+        for _ in range(500):
+            if await served_serial(webhook.server.url) == wanted:
+                return
+            await asyncio.sleep(0.02)
+        raise AssertionError("the certificate is not shown")
+
+    async def scenario(webhook: Webhook) -> None:
+        await until(webhook, serial(webhook.trust.certificate))
+        first = serial(webhook.trust.certificate)
+        status, _ = await webhook.post(VALIDATE, b"{}")
+        webhook.trust.certificate.write_bytes(other.certificate.read_bytes())
+        await asyncio.sleep(0.1)
+        assert await served_serial(webhook.server.url) == first, "its key is not there yet"
+        webhook.trust.key.write_bytes(other.key.read_bytes())
+        await until(webhook, serial(other.certificate))
+        assert (await webhook.post(VALIDATE, b"{}"))[0] == status, "an open connection stays"
+
+    served(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("damage", ["nothing", "text", "other key"])
+def test_what_is_no_certificate_changes_nothing(tmp_path, damage):
+    found, other = (tls.credentials(tmp_path / n, SystemClock().now()) for n in "ab")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(found.certificate, found.key)
+    renewed = RenewedCertificate(context, found.certificate, found.key)
+    assert not renewed.look()
+    match damage:
+        case "nothing":
+            found.key.unlink()
+        case "text":
+            found.certificate.write_text("no certificate")
+        case _:
+            found.key.write_bytes(other.key.read_bytes())
+    assert not renewed.look()
+    found.certificate.write_bytes(other.certificate.read_bytes())
+    found.key.write_bytes(other.key.read_bytes())
+    assert renewed.look()
+    assert not renewed.look()
 
 
 values = st.recursive(
