@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from typing import Any, TextIO, cast
@@ -13,13 +14,20 @@ Logger = structlog.typing.FilteringBoundLogger
 
 
 class _StandardError:
-    """Standard error as it is when something is written, not as it was at the start."""
+    """Standard error as it is when something is written, not as it was at the start.
+
+    A line that cannot be written, for want of space or of a reader, is lost: what it tells of goes
+    on.
+    """
 
     def write(self, text: str) -> int:
-        return sys.stderr.write(text)
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+        return len(text)
 
     def flush(self) -> None:
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
 
 
 _LINES = structlog.PrintLoggerFactory(file=cast("TextIO", _StandardError()))

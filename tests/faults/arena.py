@@ -88,6 +88,7 @@ class WorkerProcess:
         self.kv = Proxy(self.kv_port, rng)
         self.process: asyncio.subprocess.Process | None = None
         self.lives = 0
+        self.log_to = folder / f"{name}.log"
         self.busy = False
         """Whether a fault is at work on it."""
 
@@ -100,7 +101,7 @@ class WorkerProcess:
             *("--kv-lease", str(LEASE_S), "--num-blocks", "512", "--max-model-len", "2048"),
             *("--drain-timeout", "20", *self.flags),
         ]
-        with (self.folder / f"{self.name}.log").open("ab") as log:
+        with self.log_to.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log)
 
     async def wait_ready(self, session: aiohttp.ClientSession) -> None:
@@ -212,6 +213,12 @@ class Arena:
             await worker.kv.close()
 
     async def start_router(self) -> None:
+        self.router = await self.another_router(self.router_port)
+
+    async def another_router(
+        self, port: int, *more: str, log_to: Path | None = None
+    ) -> asyncio.subprocess.Process:
+        """Start a router for the same workers; what it logs goes to *log_to*."""
         flags = [
             flag
             for worker in self.workers
@@ -222,10 +229,10 @@ class Arena:
         ]
         command = [
             *(sys.executable, "-m", "spinney.cmd.main", "router", "--log-json"),
-            *("--port", str(self.router_port), "--model", MODEL, *ROUTER_FLAGS, *flags),
+            *("--port", str(port), "--model", MODEL, *ROUTER_FLAGS, *flags, *more),
         ]
-        with (self.folder / "router.log").open("ab") as log:
-            self.router = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log)
+        with (log_to or self.folder / "router.log").open("ab") as log:
+            return await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log)
 
     async def forgive(self) -> None:
         """Start the router anew where it avoids a worker: the next test is not about that."""
@@ -255,18 +262,18 @@ class Arena:
         leave = rng.randint(0, 12) if rng.random() < leaving else -1
         return Job(number, prompt, rng.randint(3, 60), rng.random() < 0.8, leave)
 
-    async def ask(self, job: Job) -> str:
+    async def ask(self, job: Job, url: str = "") -> str:
         """Send *job*, check what comes, and return how it ended."""
         try:
             async with asyncio.timeout(HANG_S):
-                ended = await self._ask(job)
+                ended = await self._ask(job, url or self.url)
         except TimeoutError:
             ended = "HANGS"
             self.tally.wrong.append(f"request {job.number} has no end after {HANG_S:g} s")
         self.tally.ended[ended] += 1
         return ended
 
-    async def _ask(self, job: Job) -> str:
+    async def _ask(self, job: Job, url: str) -> str:
         body = {
             "model": MODEL,
             "prompt": job.prompt,
@@ -276,7 +283,7 @@ class Arena:
             "stream": job.stream,
             "return_token_ids": True,
         }
-        call = self.session.post(f"{self.url}/v1/completions", json=body)
+        call = self.session.post(f"{url}/v1/completions", json=body)
         try:
             if not job.stream and job.leave >= 0:
                 return await self._leave_early(call, job.leave)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import json
 import signal
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.faults.arena import Arena, Job, WorkerProcess, until
+from tests.contract.worker_process import free_port
+from tests.faults.arena import Arena, Job, WorkerProcess, status, until
 from tests.faults.proxy import Way
 
 pytestmark = [
@@ -20,6 +24,8 @@ pytestmark = [
 MOST_ASKED = 20
 """Requests after which each of two workers has surely been chosen."""
 CLEAN = {"ok", "error event"}
+FULL = Path("/dev/full")
+"""Every write to it fails for want of space."""
 
 
 def job(number: int, length: int = 300, count: int = 40, *, stream: bool = True) -> Job:
@@ -207,3 +213,127 @@ def test_a_killed_router_leaves_nothing_held(runner: asyncio.Runner, arena: Aren
         await until(arena.router_ready, "the router is ready", 20)
 
     runner.run(main())
+
+
+def test_a_rollout_of_all_workers_under_load_fails_no_request(
+    runner: asyncio.Runner, arena: Arena
+) -> None:
+    async def main() -> list[str]:
+        numbers, over = itertools.count(), asyncio.Event()
+
+        async def client() -> None:
+            while not over.is_set():
+                await arena.ask(arena.job(next(numbers)))
+
+        async with asyncio.TaskGroup() as clients:
+            for _ in range(6):
+                clients.create_task(client())
+            for worker in arena.workers:
+                worker.send(signal.SIGTERM)
+                assert await worker.end() == 0
+                await worker.start()
+                await worker.wait_ready(arena.session)
+            over.set()
+        return list(arena.tally.ended)
+
+    assert runner.run(main()) == ["ok"]
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+def test_a_client_that_leaves_while_no_decode_worker_is_there_leaves_nothing_held(
+    runner: asyncio.Runner, arena: Arena, stream: bool
+) -> None:
+    async def main() -> None:
+        for worker in of_role(arena, "decode"):
+            worker.send(signal.SIGKILL)
+            await worker.end()
+        asking = asyncio.ensure_future(arena.ask(job(360 + stream, stream=stream)))
+        done, _ = await asyncio.wait((asking,), timeout=1.0)
+        assert not done, "it waits for one to come back"
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+
+    runner.run(main())
+
+
+def test_a_client_that_leaves_an_answer_that_is_not_streamed_leaves_nothing_held(
+    runner: asyncio.Runner, arena: Arena
+) -> None:
+    async def main() -> None:
+        asking = asyncio.ensure_future(arena.ask(job(370, count=500, stream=False)))
+        await until(lambda: seen(arena, "decode", "vllm:num_requests_running"), "it decodes", 10)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+
+    runner.run(main())
+
+
+def test_clients_of_a_killed_router_are_served_by_another_that_knows_its_load(
+    runner: asyncio.Runner, arena: Arena
+) -> None:
+    async def main() -> list[str]:
+        ports = [free_port() for _ in range(4)]
+        urls = [f"http://127.0.0.1:{port}" for port in ports]
+        routers = [
+            await arena.another_router(
+                ports[n], "--peer-port", str(ports[2 + n]), "--peer", urls[3 - n]
+            )
+            for n in range(2)
+        ]
+        try:
+            for url in urls[:2]:
+                await until(lambda url=url: healthy(arena, url), "the router is ready", 20)
+            asks = [
+                asyncio.ensure_future(arena.ask(job(380 + n, 900, 500), urls[0])) for n in range(4)
+            ]
+            await until(lambda: told(arena, urls[1], 4), "the other knows of all four", 20)
+            routers[0].kill()
+            await asyncio.gather(*asks)
+            # The clients' connections broke, which is all that a killed router can say.
+            arena.tally.wrong.clear()
+            ends = [await arena.ask(job(380 + n, 900), urls[1]) for n in range(4)]
+            await until(lambda: told(arena, urls[1], 0), "the dead one's load is forgotten", 20)
+            return ends
+        finally:
+            for router in routers:
+                if router.returncode is None:
+                    router.kill()
+                await router.wait()
+
+    assert runner.run(main()) == ["ok"] * 4
+
+
+async def healthy(arena: Arena, url: str) -> bool:
+    return await status(arena.session, f"{url}/health") == 200
+
+
+async def told(arena: Arena, url: str, requests: int) -> bool:
+    """Whether the router at *url* knows of so many requests that decode."""
+    async with arena.session.get(f"{url}/debug/workers") as answer:
+        workers = json.loads(await answer.read())
+    return sum((each["load"] or {}).get("decode_requests", 0) for each in workers) == requests
+
+
+def test_a_full_disk_under_the_logs_costs_no_request(runner: asyncio.Runner, arena: Arena) -> None:
+    async def main() -> list[str]:
+        port = free_port()
+        router = await arena.another_router(port, log_to=FULL)
+        for worker in arena.workers:
+            worker.log_to = FULL
+            worker.send(signal.SIGKILL)
+            await worker.end()
+            await worker.start()
+        try:
+            for worker in arena.workers:
+                await worker.wait_ready(arena.session)
+            url = f"http://127.0.0.1:{port}"
+            await until(lambda: healthy(arena, url), "the router is ready", 20)
+            of_role(arena, "decode")[0].http.cut_all()
+            return [await arena.ask(job(400 + n), url) for n in range(4)]
+        finally:
+            router.kill()
+            await router.wait()
+            for worker in arena.workers:
+                worker.log_to = arena.folder / f"{worker.name}.log"
+
+    assert runner.run(main()) == ["ok"] * 4
