@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import io
 import sys
 import time
@@ -86,9 +87,10 @@ def log_cost_us(times: int, *, json: bool) -> float:
         return cost_us(lambda: log.info("request", **log_fields(STORY)), times)
 
 
-def otel_tracer() -> Any:
+def otel_tracer(ratio: float) -> Any:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+    from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
 
     from spinney.otel import OtelTracer
 
@@ -96,7 +98,7 @@ def otel_tracer() -> Any:
         def export(self, spans: Any) -> SpanExportResult:
             return SpanExportResult.SUCCESS
 
-    provider = TracerProvider()
+    provider = TracerProvider(sampler=ParentBasedTraceIdRatio(ratio))
     provider.add_span_processor(BatchSpanProcessor(Nowhere()))
     return OtelTracer(provider, SystemClock())
 
@@ -107,9 +109,11 @@ async def main() -> None:
     times = parser.parse_args().requests
     rows = [("spans off", cost_us(lambda: spans(NO_TRACER), times))]
     with contextlib.suppress(ImportError):
-        tracer = otel_tracer()
-        rows.append(("spans on, all sampled", cost_us(lambda: spans(tracer), times)))
-        tracer.close()
+        for ratio, name in ((0.0, "none"), (1.0, "all")):
+            tracer = otel_tracer(ratio)
+            found = cost_us(functools.partial(spans, tracer), times)
+            rows.append((f"spans on, {name} sampled", found))
+            tracer.close()
     rows.append(("log line, JSON", log_cost_us(times, json=True)))
     rows.append(("log line, for people", log_cost_us(times, json=False)))
     rows.append(("counts kept from a client, per event", cost_us(_strip, times * 10)))

@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from spinney.errors import BadInputError
-from spinney.tracing import Kind
+from spinney.tracing import Kind, NoSpan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,10 +42,32 @@ _EXPORTERS = "opentelemetry_traces_exporter"
 _PROTOCOLS = {"http/protobuf": "otlp_proto_http", "grpc": "otlp_proto_grpc"}
 
 
+class UnsampledSpan(NoSpan):
+    """A span that the sampler left out, and all below it: only its place in the trace goes on."""
+
+    __slots__ = ("_context", "_trace_id")
+
+    def __init__(self, span: trace.Span, context: Context) -> None:
+        self._context = trace.set_span_in_context(span, context)
+        self._trace_id = trace.format_trace_id(span.get_span_context().trace_id)
+
+    @property
+    def trace_id(self) -> str:
+        """32 hexadecimal digits."""
+        return self._trace_id
+
+    def carry(self, headers: dict[str, str]) -> dict[str, str]:
+        """Return *headers* and what says that the trace is not sampled."""
+        carried = dict(headers)
+        propagate.inject(carried, self._context)
+        return carried
+
+
 class OtelSpan:
-    """A `spinney.tracing.Span` that is recorded, or sampled out."""
+    """A `spinney.tracing.Span` that is recorded."""
 
     __slots__ = ("_context", "_ended", "_span", "_tracer")
+    recording = True
 
     def __init__(self, tracer: OtelTracer, span: trace.Span, context: Context | None) -> None:
         self._tracer = tracer
@@ -115,7 +137,11 @@ class OtelTracer:
 
     def begin(self, name: str, headers: Mapping[str, str], kind: Kind = Kind.SERVER) -> Span:
         """Return a span below the one that *headers* name; see `Tracer.begin`."""
-        return self.start(name, propagate.extract(headers), None, kind, 0.0)
+        context = propagate.extract(headers)
+        span = self._tracer.start_span(name, context, _KINDS[kind], start_time=self.now_ns())
+        if not span.is_recording():
+            return UnsampledSpan(span, context)
+        return OtelSpan(self, span, context)
 
     def start(
         self,

@@ -36,6 +36,11 @@ class Span(Protocol):
     """
 
     @property
+    def recording(self) -> bool:
+        """Whether anybody will see it; what is told of it otherwise need not be made up."""
+        ...
+
+    @property
     def trace_id(self) -> str:
         """32 hexadecimal digits; empty when nothing is traced."""
         ...
@@ -87,7 +92,12 @@ class NoSpan:
     """Does nothing."""
 
     __slots__ = ()
-    trace_id = ""
+    recording = False
+
+    @property
+    def trace_id(self) -> str:
+        """Empty."""
+        return ""
 
     def child(
         self,

@@ -47,7 +47,7 @@ class RequestTrace:
 
     def read(self, inbound: openai.Inbound) -> None:
         """Tell what is asked."""
-        if self.span is NO_SPAN:
+        if not self.span.recording:
             return
         operation = OPERATIONS[inbound.path]
         self.span.rename(f"{operation} {inbound.model}")
@@ -62,7 +62,7 @@ class RequestTrace:
 
     def queued(self, came_s: float, refused: str = "") -> None:
         """Tell that it waits for its turn no more, since it has it or is *refused* one."""
-        if self.span is not NO_SPAN:
+        if self.span.recording:
             self.span.child("queue", ago_s=_now() - came_s).end(refused)
 
     def picking(self) -> Span:
@@ -71,7 +71,7 @@ class RequestTrace:
 
     def picked(self, pick: Span, choice: Choice | Nobody, attempt: int) -> None:
         """Tell who was chosen, and why."""
-        if self.span is NO_SPAN:
+        if not self.span.recording:
             return
         if isinstance(choice, Nobody):
             pick.end("no-worker")
@@ -90,8 +90,8 @@ class RequestTrace:
     @contextmanager
     def asking(self, stage: str, worker: Worker) -> Iterator[Span]:
         """Give the span in which *worker* is asked for *stage*."""
-        if self.span is NO_SPAN:
-            yield NO_SPAN
+        if not self.span.recording:
+            yield self.span
             return
         at = urlsplit(worker.url)
         told: Attributes = {
@@ -108,7 +108,7 @@ class RequestTrace:
 
     def again(self, what: str, failure: WorkerFailure) -> None:
         """Begin a further try, which is a ``retry`` or a ``migration``."""
-        if self.span is NO_SPAN:
+        if not self.span.recording:
             return
         self._end_step()
         told: Attributes = {
@@ -119,7 +119,7 @@ class RequestTrace:
 
     def over(self, story: Story, status: int) -> None:
         """Tell how the request ended, with which HTTP *status*."""
-        if self.span is NO_SPAN:
+        if not self.span.recording:
             return
         self._end_step()
         self.span.set(story_attributes(story) | {"http.response.status_code": status})
