@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.controllers.farm import NS, Farm, clique, pcs, play
 
 from spinney.api import codec
 from spinney.api.core import CustomResourceDefinition, Event
+from spinney.api.grove_backends import VOLCANO_QUEUES
 from spinney.api.meta import ObjectMeta
 from spinney.api.podgang import (
     GangPackConstraint,
@@ -20,7 +21,17 @@ from spinney.api.podgang import (
     TopologyConstraintGroupConfig,
 )
 from spinney.controllers.backends.conformance import DOCUMENT, FEATURES, document, expresses, lost
-from spinney.controllers.backends.renderers import ALL, KAI_POD_GROUPS, backend_of
+from spinney.controllers.backends.renderers import (
+    ALL,
+    KAI_POD_GROUPS,
+    KUBE_POD_GROUPS,
+    KUBE_WORKLOADS,
+    VOLCANO_POD_GROUPS,
+    backend_of,
+)
+
+if TYPE_CHECKING:
+    from spinney.api.resource import Resource
 
 
 def packed(required: str = "", preferred: str = "") -> GangTopologyConstraint:
@@ -60,7 +71,7 @@ def gang() -> PodGang:
     )
 
 
-def rendered(scheduler: str, **options: bool) -> dict[str, Any]:
+def rendered(scheduler: str, **options: Any) -> dict[str, Any]:
     made = backend_of(scheduler, **options).render(gang())
     assert made is not None
     assert made["metadata"]["name"] == "s-0"
@@ -97,18 +108,204 @@ def test_kai_gets_a_tree_of_subgroups() -> None:
 
 
 def test_volcano_gets_a_policy_for_each_clique() -> None:
-    spec = rendered("volcano")
-    assert (spec["minMember"], spec["queue"], spec["priorityClassName"]) == (6, "night", "high")
-    assert [(p["name"], p["subGroupSize"]) for p in spec["subGroupPolicy"]] == [
-        ("s-0-a", 2),
-        ("s-0-g-0-b", 1),
-        ("s-0-g-0-c", 3),
-    ]
+    def policy(clique: str, minimum: int) -> dict[str, Any]:
+        return {
+            "name": clique,
+            "labelSelector": {"matchLabels": {"grove.io/podclique": clique}},
+            "matchLabelKeys": ["grove.io/podclique"],
+            "subGroupSize": minimum,
+            "minSubGroups": 1,
+        }
+
+    assert rendered("volcano") == {
+        "minMember": 6,
+        "queue": "night",
+        "priorityClassName": "high",
+        "subGroupPolicy": [policy("s-0-a", 2), policy("s-0-g-0-b", 1), policy("s-0-g-0-c", 3)],
+    }
+
+
+def test_volcano_gets_the_default_queue_and_at_least_one_member() -> None:
+    empty = PodGang(
+        metadata=ObjectMeta(name="s-0"),
+        spec=PodGangSpec(pod_groups=[GangPodGroup(name="a", min_replicas=0)]),
+    )
+    made = backend_of("volcano").render(empty)
+    assert made is not None
+    assert made["spec"] == {"minMember": 1, "queue": "default", "subGroupPolicy": []}
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "kube_kind", "labels", "annotations", "spec"),
+    [
+        pytest.param("spinney-scheduler", None, {}, {}, {}, id="ours"),
+        pytest.param(
+            "kai-scheduler",
+            None,
+            {"kai.scheduler/subgroup-name": "s-0-a"},
+            {"kai.scheduler/skip-podgrouper": "true", "pod-group-name": "s-0"},
+            {},
+            id="KAI",
+        ),
+        pytest.param(
+            "volcano",
+            None,
+            {},
+            {
+                "scheduling.k8s.io/group-name": "s-0",
+                "scheduling.volcano.sh/group-name": "s-0",
+            },
+            {},
+            id="Volcano",
+        ),
+        pytest.param(
+            "default-scheduler",
+            KUBE_POD_GROUPS,
+            {},
+            {},
+            {"schedulingGroup": {"podGroupName": "s-0"}},
+            id="PodGroups",
+        ),
+        pytest.param(
+            "default-scheduler",
+            KUBE_WORKLOADS,
+            {},
+            {},
+            {"workloadRef": {"name": "s-0", "podGroup": "gang"}},
+            id="Workloads",
+        ),
+        pytest.param("default-scheduler", None, {}, {}, {}, id="kube-scheduler alone"),
+    ],
+)
+def test_a_pod_is_marked_as_its_scheduler_looks_for_it(
+    scheduler: str,
+    kube_kind: Resource | None,
+    labels: dict[str, str],
+    annotations: dict[str, str],
+    spec: dict[str, Any],
+) -> None:
+    marks = backend_of(scheduler, kube_kind=kube_kind).marks("s-0", "s-0-a")
+    assert (marks.labels, marks.annotations, marks.spec) == (labels, annotations, spec)
+
+
+def test_kai_is_told_what_grove_tells_it_in_metadata_too() -> None:
+    made = backend_of("kai-scheduler").render(gang())
+    assert made is not None
+    assert made["apiVersion"] == "scheduling.run.ai/v2alpha2"
+    assert made["metadata"]["annotations"]["kai.scheduler/skip-podgrouper"] == "true"
+    assert made["metadata"]["labels"]["kai.scheduler/queue"] == "team"
+
+
+@pytest.mark.parametrize(
+    "place", ["set label", "set annotation", "clique label", "clique annotation"]
+)
+def test_kais_queue_is_found_where_grove_finds_it(place: str) -> None:
+    async def scene(farm: Farm) -> None:
+        made = for_scheduler("kai-scheduler")
+        del made["metadata"]["labels"]
+        queue = {"kai.scheduler/queue": "team"}
+        holder, kind = place.split()
+        holders = [made["metadata"]] if holder == "set" else made["spec"]["template"]["cliques"]
+        for found in holders:
+            found[f"{kind}s"] = queue
+        await farm.apply(made)
+        await farm.ready(3)
+        await farm.quiet()
+        group = await farm.client.get(KAI_POD_GROUPS, "s-0", NS)
+        assert group["spec"]["queue"] == "team"
+
+    play(scene)
+
+
+VOLCANO_CRD = {
+    "metadata": {"name": "podgroups.scheduling.volcano.sh"},
+    "spec": {
+        "group": "scheduling.volcano.sh",
+        "scope": "Namespaced",
+        "names": {
+            "kind": "PodGroup",
+            "listKind": "PodGroupList",
+            "plural": "podgroups",
+            "singular": "podgroup",
+        },
+        "versions": [
+            {
+                "name": "v1beta1",
+                "served": True,
+                "storage": True,
+                "schema": {
+                    "openAPIV3Schema": {
+                        "type": "object",
+                        "properties": {
+                            "spec": {
+                                "type": "object",
+                                "properties": {
+                                    "minMember": {"type": "integer"},
+                                    "queue": {"type": "string"},
+                                },
+                            }
+                        },
+                    }
+                },
+            }
+        ],
+    },
+}
+VOLCANO_QUEUE = {
+    "metadata": {"name": "queues.scheduling.volcano.sh"},
+    "spec": {
+        "group": "scheduling.volcano.sh",
+        "scope": "Cluster",
+        "names": {
+            "kind": "Queue",
+            "listKind": "QueueList",
+            "plural": "queues",
+            "singular": "queue",
+        },
+        "versions": [
+            {
+                "name": "v1beta1",
+                "served": True,
+                "storage": True,
+                "schema": {
+                    "openAPIV3Schema": {
+                        "type": "object",
+                        "x-kubernetes-preserve-unknown-fields": True,
+                    }
+                },
+            }
+        ],
+    },
+}
+
+
+def test_a_volcano_that_is_too_old_for_cliques_is_named() -> None:
+    async def scene(farm: Farm) -> None:
+        for definition in (VOLCANO_CRD, VOLCANO_QUEUE):
+            await farm.client.create(codec.from_dict(CustomResourceDefinition, definition))
+        queue = {"metadata": {"name": "default"}, "status": {"state": "Open"}}
+        queue |= {"apiVersion": "scheduling.volcano.sh/v1beta1", "kind": "Queue"}
+        await farm.client.create(queue, resource=VOLCANO_QUEUES)
+        await farm.apply(for_scheduler("volcano"))
+        await farm.ready(3)
+        await farm.quiet()
+        assert (await farm.client.get(VOLCANO_POD_GROUPS, "s-0", NS))["spec"]["minMember"] == 3
+        events = (await farm.client.list(Event, NS)).items
+        (told,) = [e for e in events if e.reason == "VolcanoCapabilityUnavailable"]
+        assert "has no subGroupPolicy" in told.message
+        assert told.count == 1
+
+    play(scene)
 
 
 def test_kube_scheduler_gets_one_number_where_it_knows_groups_and_nothing_elsewhere() -> None:
-    spec = rendered("default-scheduler", kube_pod_groups=True)
+    spec = rendered("default-scheduler", kube_kind=KUBE_POD_GROUPS)
     assert spec == {"schedulingPolicy": {"gang": {"minCount": 6}}}
+    spec = rendered("default-scheduler", kube_kind=KUBE_WORKLOADS)
+    assert spec == {
+        "controllerRef": {"apiGroup": "scheduler.grove.io", "kind": "PodGang", "name": "s-0"},
+        "podGroups": [{"name": "gang", "policy": {"gang": {"minCount": 6}}}],
+    }
     assert backend_of("default-scheduler").render(gang()) is None
     assert backend_of("somebody-else").render(gang()) is None
 

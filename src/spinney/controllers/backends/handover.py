@@ -13,7 +13,7 @@ import msgspec
 from spinney.api import names
 from spinney.api.grove_policy import KUBE
 from spinney.controllers.actions import covers
-from spinney.controllers.backends.renderers import KUBE_POD_GROUPS, backend_of
+from spinney.controllers.backends.renderers import KUBE_KINDS, backend_of
 from spinney.errors import BadInputError
 from spinney.kube.discovery import Discovery
 from spinney.kube.errors import InvalidError, NotFoundError
@@ -35,6 +35,7 @@ _OWNED = (
     "priorityClassName",
     "subGroupPolicy",
     "schedulingPolicy",
+    "podGroups",
 )
 """Fields of any kind that are ours: left out of a rendering, they are removed."""
 
@@ -46,14 +47,17 @@ class Handover:
         self._client = client
         self._events = events
         self._discovery = Discovery(client)
-        self._kube_pod_groups: bool | None = None
+        self._kube: tuple[Resource | None] | None = None
         self._told: dict[str, bytes] = {}
 
     async def backend(self, scheduler: str) -> Backend:
         """Return the back end of a ``schedulerName``."""
-        if scheduler == KUBE and self._kube_pod_groups is None:
-            self._kube_pod_groups = await self._serves(KUBE_POD_GROUPS)
-        return backend_of(scheduler, kube_pod_groups=bool(self._kube_pod_groups))
+        if scheduler != KUBE:
+            return backend_of(scheduler)
+        if self._kube is None:
+            served = [kind for kind in KUBE_KINDS if await self._serves(kind)]
+            self._kube = (next(iter(served), None),)
+        return backend_of(scheduler, kube_kind=self._kube[0])
 
     async def tell(self, gang: PodGang) -> float | None:
         """Bring the scheduler's object for *gang* up to date; return when to try again, if so."""
@@ -66,7 +70,7 @@ class Handover:
         if self._told.get(gang.metadata.uid) == text:
             return None
         try:
-            await self._write(resource, wanted)
+            stored = await self._write(resource, wanted)
         except NotFoundError:
             message = (
                 f"{resource.kind} {resource.api_version} is not served, so {backend.title} does "
@@ -74,6 +78,13 @@ class Handover:
             )
             self._events.event(gang, "Warning", "SchedulerBackendMappingFailed", message)
             return RETRY_S
+        if dropped := sorted(wanted["spec"].keys() - (stored.get("spec") or {}).keys()):
+            message = (
+                f"{resource.kind} {resource.api_version}, as it is installed, has no "
+                f"{', '.join(dropped)}: a newer {backend.title} has it; the gang is placed without"
+            )
+            reason = f"{backend.title.split('-')[0].capitalize()}CapabilityUnavailable"
+            self._events.event(gang, "Warning", reason, message)
         self._told[gang.metadata.uid] = text
         return None
 
@@ -81,21 +92,21 @@ class Handover:
         """Drop what is known of a gang that is gone."""
         self._told.pop(uid, None)
 
-    async def _write(self, resource: Resource, wanted: Unstructured) -> None:
+    async def _write(self, resource: Resource, wanted: Unstructured) -> Unstructured:
+        """Bring the object to where it is *wanted*; return it as the API stored it."""
         meta = wanted["metadata"]
         try:
             found = await self._client.get(resource, meta["name"], meta["namespace"])
         except NotFoundError:
-            await self._client.create(wanted, resource=resource)
-            return
+            return await self._client.create(wanted, resource=resource)
         patch = _changes(found, wanted)
         if not patch:
-            return
+            return found
         try:
-            await self._client.patch(resource, meta["name"], patch, meta["namespace"])
+            return await self._client.patch(resource, meta["name"], patch, meta["namespace"])
         except InvalidError:
             await self._client.delete(resource, meta["name"], meta["namespace"])
-            await self._client.create(wanted, resource=resource)
+            return await self._client.create(wanted, resource=resource)
 
     async def _serves(self, resource: Resource) -> bool:
         try:

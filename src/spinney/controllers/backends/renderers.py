@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 KAI_POD_GROUPS = Resource("scheduling.run.ai", "v2alpha2", "PodGroup", "podgroups")
 VOLCANO_POD_GROUPS = Resource("scheduling.volcano.sh", "v1beta1", "PodGroup", "podgroups")
 KUBE_POD_GROUPS = Resource("scheduling.k8s.io", "v1alpha2", "PodGroup", "podgroups")
+_WORKLOAD_GROUP = "gang"
+KUBE_WORKLOADS = Resource("scheduling.k8s.io", "v1alpha1", "Workload", "workloads")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +143,34 @@ class KubePodGroups:
 
     def render(self, gang: PodGang) -> Unstructured | None:
         """Return the PodGroup; its minimum is the sum, whichever cliques the pods are of."""
-        minimum = sum(group.min_replicas for group in gang.spec.pod_groups)
-        policy: dict[str, Any] = {"gang": {"minCount": minimum}} if minimum else {"basic": {}}
-        return rendered(KUBE_POD_GROUPS, gang, {"schedulingPolicy": policy})
+        return rendered(KUBE_POD_GROUPS, gang, {"schedulingPolicy": _kube_policy(gang)})
 
     def marks(self, gang: str, clique: str) -> PodMarks:
         """Name the PodGroup."""
         return PodMarks(spec={"schedulingGroup": {"podGroupName": gang}})
+
+
+@dataclass(frozen=True, slots=True)
+class KubeWorkloads:
+    """kube-scheduler where the cluster serves its Workload API, which came before PodGroups.
+
+    Each of a workload's groups is a gang by itself; so ours is one group, or parts could start
+    alone.
+    """
+
+    scheduler: str = KUBE
+    title: str = "kube-scheduler with Workloads"
+    resource: Resource | None = KUBE_WORKLOADS
+
+    def render(self, gang: PodGang) -> Unstructured | None:
+        """Return the Workload; its minimum is the sum, whichever cliques the pods are of."""
+        group = {"name": _WORKLOAD_GROUP, "policy": _kube_policy(gang)}
+        owner = {"apiGroup": gang.RESOURCE.group, "kind": gang.RESOURCE.kind, "name": gang.name}
+        return rendered(KUBE_WORKLOADS, gang, {"controllerRef": owner, "podGroups": [group]})
+
+    def marks(self, gang: str, clique: str) -> PodMarks:
+        """Name the Workload and its group."""
+        return PodMarks(spec={"workloadRef": {"name": gang, "podGroup": _WORKLOAD_GROUP}})
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,16 +190,27 @@ class Plain:
         return PodMarks()
 
 
-ALL: tuple[Backend, ...] = (Spinney(), Kai(), Volcano(), KubePodGroups(), Plain())
+ALL: tuple[Backend, ...] = (
+    Spinney(),
+    Kai(),
+    Volcano(),
+    KubePodGroups(),
+    KubeWorkloads(),
+    Plain(),
+)
+KUBE_KINDS = (KUBE_POD_GROUPS, KUBE_WORKLOADS)
+"""Kinds by which kube-scheduler can be told of gangs, the better one first."""
 
 
-def backend_of(scheduler: str, *, kube_pod_groups: bool = False) -> Backend:
+def backend_of(scheduler: str, *, kube_kind: Resource | None = None) -> Backend:
     """Return the back end for a pod's ``schedulerName``; an unknown one knows no gangs.
 
-    *kube_pod_groups* tells whether the cluster serves the PodGroup API of kube-scheduler.
+    *kube_kind* is the first of `KUBE_KINDS` that the cluster serves, None if it serves none.
     """
     if scheduler == KUBE:
-        return KubePodGroups() if kube_pod_groups else Plain()
+        if kube_kind is None:
+            return Plain()
+        return KubePodGroups() if kube_kind == KUBE_POD_GROUPS else KubeWorkloads()
     known = {backend.scheduler: backend for backend in ALL}
     return known.get(scheduler or names.SPINNEY_SCHEDULER) or Plain(scheduler, scheduler)
 
@@ -189,6 +223,11 @@ def _kai_constraint(topology: str, constraint: GangTopologyConstraint | None) ->
     found |= {"requiredTopologyLevel": required} if required else {}
     found |= {"preferredTopologyLevel": preferred} if preferred else {}
     return {"topologyConstraint": found}
+
+
+def _kube_policy(gang: PodGang) -> dict[str, Any]:
+    minimum = sum(group.min_replicas for group in gang.spec.pod_groups)
+    return {"gang": {"minCount": minimum}} if minimum else {"basic": {}}
 
 
 def _priority(gang: PodGang) -> dict[str, Any]:
