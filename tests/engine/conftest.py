@@ -315,8 +315,8 @@ def start_engine(tiny_model: Path) -> Iterator[Start]:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            engine.close()
             for error in filter(None, broken):
                 raise error
-            engine.close()
 
     return start

@@ -376,7 +376,9 @@ def test_a_broken_executor_answers_500_and_is_unhealthy(
             assert (await engine.call("GET", "/health")).status == 500
             assert (await engine.post(COMPLETIONS, {"prompt": [5]})).status == 503
 
-    asyncio.run(main())
+    with pytest.raises(ExceptionGroup) as broken:  # The service ends, visibly.
+        asyncio.run(main())
+    assert isinstance(broken.value.exceptions[0], MemoryError)
 
 
 def test_draining_finishes_what_runs_and_admits_nothing(with_engine: WithEngine) -> None:
