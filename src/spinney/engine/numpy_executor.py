@@ -9,20 +9,22 @@ it may see. Invariant: a batch's composition does not change which positions a t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from spinney.engine.batch_layout import fuse, lay_out
 from spinney.engine.model import rope_tables
 from spinney.engine.part import WHOLE, Part
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from spinney.engine.batch_layout import FusedLayer, GroupRows
     from spinney.engine.checkpoint import Checkpoint
-    from spinney.engine.executor import Batch, ByteArray, FloatArray, IntArray, SequenceStep
-    from spinney.engine.model import LayerWeights, ModelConfig
+    from spinney.engine.executor import Batch, ByteArray, FloatArray, IntArray
+    from spinney.engine.model import ModelConfig
     from spinney.kv.layout import KVLayout
 
 QUERY_TILE = 64
@@ -34,23 +36,6 @@ STRIP = 32
 """Strips of a product are multiples of this wide."""
 HEAD_COPY_BYTES = 256 * 1024 * 1024
 """A larger output matrix is not stored a second time."""
-GATHER_SPREAD = 1.5
-"""Decoding sequences attend in one group while the longest is at most this much longer."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Layer:
-    """Weights as the products here want them: ``(in, out)``, fused where the input is shared."""
-
-    input_norm: FloatArray
-    qkv: FloatArray
-    qkv_bias: FloatArray | None
-    qk_norm: FloatArray | None
-    o: FloatArray
-    o_bias: FloatArray | None
-    post_norm: FloatArray
-    gate_up: FloatArray
-    down: FloatArray
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,7 +88,7 @@ class NumpyExecutor:
         self._config = config
         self._num_blocks = num_blocks
         self._embed = checkpoint.weights.embed
-        self._layers = tuple(_fuse(layer) for layer in checkpoint.weights.layers)
+        self._layers = tuple(_turned(fuse(layer, config)) for layer in checkpoint.weights.layers)
         self._norm = checkpoint.weights.norm
         self._lm_head = _head(checkpoint.weights.lm_head)
         self._cos, self._sin = rope_tables(config, config.max_position_embeddings)
@@ -164,39 +149,23 @@ class NumpyExecutor:
 
     def _schedule(self, batch: Batch) -> _Schedule:
         size = self._layout.block_size
-        tokens: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
-        chunks: list[_Chunk] = []
-        singles: list[tuple[int, SequenceStep]] = []
-        wanted: list[int] = []
-        for sequence in batch.sequences:
-            begin, start, table = len(tokens), sequence.start, sequence.block_ids
-            count = len(sequence.token_ids)
-            tokens.extend(sequence.token_ids)
-            span = range(start, start + count)
-            positions.extend(span)
-            slots.extend(table[at // size] * size + at % size for at in span)
-            if count == 1:
-                singles.append((begin, sequence))
-            else:
-                used = -(-(start + count) // size)
-                blocks = np.asarray(table[:used], np.intp)
-                chunks.append(_Chunk(begin, begin + count, start, blocks))
-            if sequence.wants_logits:
-                wanted.append(begin + count - 1)
+        rows = lay_out(batch, size)
+        positions = np.asarray(rows.positions, np.intp)
         return _Schedule(
-            tokens=np.asarray(tokens, np.intp),
-            slots=np.asarray(slots, np.intp),
+            tokens=np.asarray(rows.tokens, np.intp),
+            slots=np.asarray(rows.blocks, np.intp) * size + positions % size,
             cos=self._cos[positions][:, None, :],
             sin=self._sin[positions][:, None, :],
-            chunks=tuple(chunks),
-            groups=_groups(singles, size),
-            logit_rows=np.asarray(wanted, np.intp),
+            chunks=tuple(
+                _Chunk(chunk.begin, chunk.end, chunk.start, np.asarray(chunk.blocks, np.intp))
+                for chunk in rows.chunks
+            ),
+            groups=tuple(_group(group) for group in rows.groups),
+            logit_rows=np.asarray(rows.wanted, np.intp),
         )
 
     def _attention(
-        self, index: int, layer: _Layer, x: FloatArray, schedule: _Schedule
+        self, index: int, layer: FusedLayer, x: FloatArray, schedule: _Schedule
     ) -> FloatArray:
         config = self._config
         qkv = _product(x, layer.qkv)
@@ -277,62 +246,24 @@ def _head(lm_head: FloatArray) -> FloatArray:
     return lm_head.T if lm_head.nbytes > HEAD_COPY_BYTES else np.ascontiguousarray(lm_head.T)
 
 
-def _fuse(layer: LayerWeights) -> _Layer:
-    qk_norm = None
-    if layer.q_norm is not None and layer.k_norm is not None:
-        dim = len(layer.q_norm)
-        query_heads, kv_heads = layer.q.shape[0] // dim, layer.k.shape[0] // dim
-        qk_norm = np.concatenate(
-            [np.tile(layer.q_norm, (query_heads, 1)), np.tile(layer.k_norm, (kv_heads, 1))]
-        )
-    qkv_bias = None
-    if layer.q_bias is not None and layer.k_bias is not None and layer.v_bias is not None:
-        qkv_bias = np.concatenate([layer.q_bias, layer.k_bias, layer.v_bias])
-    return _Layer(
-        input_norm=layer.input_norm,
-        qkv=np.ascontiguousarray(np.concatenate([layer.q, layer.k, layer.v]).T),
-        qkv_bias=qkv_bias,
-        qk_norm=qk_norm,
+def _turned(layer: FusedLayer) -> FusedLayer:
+    """Return *layer* with its matrices as ``(in, out)``, as the products here want them."""
+    return replace(
+        layer,
+        qkv=np.ascontiguousarray(layer.qkv.T),
         o=np.ascontiguousarray(layer.o.T),
-        o_bias=layer.o_bias,
-        post_norm=layer.post_norm,
-        gate_up=np.ascontiguousarray(np.concatenate([layer.gate, layer.up]).T),
+        gate_up=np.ascontiguousarray(layer.gate_up.T),
         down=np.ascontiguousarray(layer.down.T),
     )
 
 
-def _groups(singles: list[tuple[int, SequenceStep]], size: int) -> tuple[_Group, ...]:
-    """Put sequences of similar length together, so that little is gathered in vain."""
-    ordered = sorted(singles, key=lambda item: (item[1].start, item[0]))
-    groups: list[_Group] = []
-    pending: list[tuple[int, SequenceStep]] = []
-    for item in ordered:
-        if pending and item[1].start + 1 > GATHER_SPREAD * (pending[0][1].start + size):
-            groups.append(_group(pending, size))
-            pending = []
-        pending.append(item)
-    if pending:
-        groups.append(_group(pending, size))
-    return tuple(groups)
-
-
-def _group(members: list[tuple[int, SequenceStep]], size: int) -> _Group:
-    lengths = np.asarray([sequence.start + 1 for _, sequence in members])
-    longest = int(lengths.max())
-    width = -(-longest // size)
-    # A shorter table is filled up with its own first block: its positions are masked.
-    blocks = np.asarray(
-        [
-            list(table[:width]) + [table[0]] * (width - len(table[:width]))
-            for table in (sequence.block_ids for _, sequence in members)
-        ],
-        np.intp,
-    )
-    mask = None
-    if int(lengths.min()) != longest:
-        hidden = np.arange(longest)[None, :] >= lengths[:, None]
+def _group(group: GroupRows) -> _Group:
+    longest, mask = group.longest, None
+    if group.ragged:
+        hidden = np.arange(longest)[None, :] >= np.asarray(group.lengths)[:, None]
         mask = np.where(hidden, np.float32(-np.inf), np.float32(0))[:, None, None, :]
-    return _Group(np.asarray([row for row, _ in members], np.intp), blocks, mask, longest)
+    rows, tables = np.asarray(group.rows, np.intp), np.asarray(group.tables, np.intp)
+    return _Group(rows, tables, mask, longest)
 
 
 def _future(count: int) -> FloatArray:
@@ -378,7 +309,7 @@ def _product(x: FloatArray, weight: FloatArray) -> FloatArray:
     return out
 
 
-def _swiglu(layer: _Layer, x: FloatArray) -> FloatArray:
+def _swiglu(layer: FusedLayer, x: FloatArray) -> FloatArray:
     both = _product(x, layer.gate_up)
     inner = both.shape[-1] // 2
     gate, up = both[:, :inner], both[:, inner:]

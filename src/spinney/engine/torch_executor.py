@@ -12,8 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from spinney.engine.batch_layout import fuse, lay_out
 from spinney.engine.model import rope_tables
 from spinney.engine.part import WHOLE, Part
 from spinney.errors import BadInputError
@@ -33,17 +32,15 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from spinney.engine.batch_layout import ChunkRows, FusedLayer, GroupRows
     from spinney.engine.checkpoint import Checkpoint
-    from spinney.engine.executor import Batch, ByteArray, FloatArray, SequenceStep
-    from spinney.engine.model import LayerWeights
+    from spinney.engine.executor import Batch, ByteArray, FloatArray
     from spinney.kv.layout import KVLayout
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 """The element types of weights, arithmetic and KV, by the names that `KVLayout` uses."""
 QUERY_TILE = 512
 """Queries of a chunk that attend at once: bounds the mask, and the scores where they are stored."""
-GATHER_SPREAD = 1.5
-"""Decoding sequences attend in one group while the longest is at most this much longer."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,7 +135,7 @@ class TorchExecutor:
             torch.set_num_threads(threads)
         self._num_blocks = num_blocks
         self._embed = self._place(weights.embed)
-        self._layers = tuple(self._fuse(layer) for layer in weights.layers)
+        self._layers = tuple(self._place_layer(fuse(layer, config)) for layer in weights.layers)
         self._norm = self._place(weights.norm)
         is_tied = weights.lm_head is weights.embed
         self._lm_head = self._embed if is_tied else self._place(weights.lm_head)
@@ -207,23 +204,16 @@ class TorchExecutor:
     def _place_optional(self, array: FloatArray | None) -> Tensor | None:
         return None if array is None else self._place(array)
 
-    def _fuse(self, layer: LayerWeights) -> _Layer:
-        config, qkv_bias = self._config, None
-        if layer.q_bias is not None and layer.k_bias is not None and layer.v_bias is not None:
-            qkv_bias = np.concatenate([layer.q_bias, layer.k_bias, layer.v_bias])
-        qk_norm = None
-        if layer.q_norm is not None and layer.k_norm is not None:
-            heads = ((layer.q_norm, config.num_heads), (layer.k_norm, config.num_kv_heads))
-            qk_norm = np.concatenate([np.tile(norm, (count, 1)) for norm, count in heads])
+    def _place_layer(self, layer: FusedLayer) -> _Layer:
         return _Layer(
             input_norm=self._place(layer.input_norm),
-            qkv=self._place(np.concatenate([layer.q, layer.k, layer.v])),
-            qkv_bias=self._place_optional(qkv_bias),
-            qk_norm=self._place_optional(qk_norm),
+            qkv=self._place(layer.qkv),
+            qkv_bias=self._place_optional(layer.qkv_bias),
+            qk_norm=self._place_optional(layer.qk_norm),
             o=self._place(layer.o),
             o_bias=self._place_optional(layer.o_bias),
             post_norm=self._place(layer.post_norm),
-            gate_up=self._place(np.concatenate([layer.gate, layer.up])),
+            gate_up=self._place(layer.gate_up),
             down=self._place(layer.down),
         )
 
@@ -231,40 +221,21 @@ class TorchExecutor:
         return torch.tensor(values, dtype=torch.int64, device=self._device)
 
     def _schedule(self, batch: Batch) -> _Schedule:
-        size = self._layout.block_size
-        tokens: list[int] = []
-        positions: list[int] = []
-        blocks: list[int] = []
-        chunks: list[_Chunk] = []
-        singles: list[tuple[int, SequenceStep]] = []
-        wanted: list[int] = []
-        for sequence in batch.sequences:
-            begin, count = len(tokens), len(sequence.token_ids)
-            span = range(sequence.start, sequence.start + count)
-            tokens.extend(sequence.token_ids)
-            positions.extend(span)
-            blocks.extend(sequence.block_ids[at // size] for at in span)
-            if count == 1:
-                singles.append((begin, sequence))
-            else:
-                chunks.append(self._chunk(begin, sequence))
-            if sequence.wants_logits:
-                wanted.append(begin + count - 1)
-        at = self._indices(positions)
+        rows = lay_out(batch, self._layout.block_size)
+        at = self._indices(rows.positions)
         return _Schedule(
-            tokens=self._indices(tokens),
-            blocks=self._indices(blocks),
-            offsets=at % size,
+            tokens=self._indices(rows.tokens),
+            blocks=self._indices(rows.blocks),
+            offsets=at % self._layout.block_size,
             cos=self._cos[at][:, None, :],
             sin=self._sin[at][:, None, :],
-            chunks=tuple(chunks),
-            groups=tuple(self._group(members) for members in _similar(singles, size)),
-            logit_rows=self._indices(wanted),
+            chunks=tuple(self._chunk(chunk) for chunk in rows.chunks),
+            groups=tuple(self._group(group) for group in rows.groups),
+            logit_rows=self._indices(rows.wanted),
         )
 
-    def _chunk(self, begin: int, sequence: SequenceStep) -> _Chunk:
-        count, start = len(sequence.token_ids), sequence.start
-        used = -(-(start + count) // self._layout.block_size)
+    def _chunk(self, chunk: ChunkRows) -> _Chunk:
+        count, start = chunk.end - chunk.begin, chunk.start
         tiles = []
         for first in range(0, count, QUERY_TILE):
             last = min(first + QUERY_TILE, count)
@@ -274,24 +245,16 @@ class TorchExecutor:
                 shape = (last - first, visible)
                 ones = torch.ones(shape, dtype=torch.bool, device=self._device)
                 mask = ones.tril_(start + first)
-            tiles.append(_Tile(begin + first, begin + last, visible, mask))
-        return _Chunk(self._indices(sequence.block_ids[:used]), tuple(tiles))
+            tiles.append(_Tile(chunk.begin + first, chunk.begin + last, visible, mask))
+        return _Chunk(self._indices(chunk.blocks), tuple(tiles))
 
-    def _group(self, members: list[tuple[int, SequenceStep]]) -> _Group:
-        lengths = [sequence.start + 1 for _, sequence in members]
-        longest = max(lengths)
-        width = -(-longest // self._layout.block_size)
-        # A shorter table is filled up with its own first block: its positions are masked.
-        tables = [
-            [*table[:width], *[table[0]] * (width - len(table))]
-            for table in (sequence.block_ids for _, sequence in members)
-        ]
+    def _group(self, group: GroupRows) -> _Group:
         mask = None
-        if min(lengths) != longest:
-            at = torch.arange(longest, device=self._device)
-            mask = (at[None, :] < self._indices(lengths)[:, None])[:, None, None, :]
-        rows = self._indices([row for row, _ in members])
-        return _Group(rows, self._indices(tables), mask, longest)
+        if group.ragged:
+            at = torch.arange(group.longest, device=self._device)
+            mask = (at[None, :] < self._indices(group.lengths)[:, None])[:, None, None, :]
+        rows, tables = self._indices(group.rows), self._indices(group.tables)
+        return _Group(rows, tables, mask, group.longest)
 
     def _rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return functional.rms_norm(x, weight.shape, weight, self._config.rms_norm_eps)
@@ -366,19 +329,6 @@ def _dtype(name: str) -> Any:
     if name not in DTYPES:
         raise BadInputError(f"dtype is {name!r}; this executor computes in {', '.join(DTYPES)}")
     return DTYPES[name]
-
-
-def _similar(
-    singles: list[tuple[int, SequenceStep]], size: int
-) -> list[list[tuple[int, SequenceStep]]]:
-    """Put sequences of similar length together, so that little is gathered in vain."""
-    groups: list[list[tuple[int, SequenceStep]]] = []
-    for item in sorted(singles, key=lambda item: (item[1].start, item[0])):
-        if groups and item[1].start < GATHER_SPREAD * (groups[-1][0][1].start + size):
-            groups[-1].append(item)
-        else:
-            groups.append([item])
-    return groups
 
 
 def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
