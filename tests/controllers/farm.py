@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,9 @@ QUICK = KubeletModel(
     pull_s=(0.1, 0.2), start_s=(0.1, 0.2), ready_s=(0.1, 0.3), stop_s=(0.1, 0.2), restart_s=(1, 2)
 )
 NODES = [SimulatedNode(f"node-{i}", {"topology.kubernetes.io/rack": f"r{i % 2}"}) for i in range(4)]
+
+
+documents = functools.cache(crd_documents)
 
 
 class Binder:
@@ -246,7 +250,7 @@ def play(
 
     def api(clock: Clock, ids: IdSource) -> Unreliable:
         hooks = [GroveAdmission(), quota]
-        server = ApiServer(clock, ids, hooks=hooks, definitions=crd_documents())
+        server = ApiServer(clock, ids, hooks=hooks, definitions=documents())
         made.append(Unreliable(server, random.Random(f"api/{seed}")))
         made[0].lacking |= set(lacking)
         return made[0]
