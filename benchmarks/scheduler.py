@@ -1,14 +1,18 @@
 """CPU time of the scheduler's decisions: ``OPENBLAS_NUM_THREADS=1 python benchmarks/scheduler.py``.
 
-Clusters are zones × 8 blocks × 8 racks × 2 nodes × 8 GPUs. Times are milliseconds of process CPU,
-the least of several runs. A gang is one cycle, snapshot and session included, in which it is the
-only one pending; where it is not placed, finding the reason is included too. With ``scenarios``
-only the larger scenarios run.
+Clusters are zones × 8 blocks × 8 racks × 2 nodes × 8 GPUs, 0, 50 or 95 % full of single-GPU pods.
+Times are milliseconds of process CPU, the least of several runs. A gang is one cycle, snapshot and
+session included, in which it is the only one pending; where it is not placed, finding the reason is
+included too. Only placing is measured, without what makes room by displacing others (that is in
+``scheduler_queues.py``), but for the hopeless gangs of a full cluster. At the end stands for each
+row how its cost grows: the exponent of the number of nodes from 1,000 to the largest cluster.
+``table [nodes …]`` and ``scenarios`` run one half.
 """
 
 from __future__ import annotations
 
 import gc
+import math
 import random
 import sys
 import time
@@ -19,14 +23,15 @@ from spinney.scheduler.cycle import run_cycle
 from spinney.scheduler.scenario import fill, pods, scenario
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
     from spinney.scheduler.cache import Cache
 
 LEVELS = ["zone", "block", "rack"]
-SIZES = (100, 1_000, 5_000)
+SIZES = (100, 1_000, 5_000, 12_500)
 FULL = (0.0, 0.5, 0.95)
-CONFIG = SchedulerConfig()
+PLACEMENT = SchedulerConfig(actions=("allocate",))
+ALL = SchedulerConfig()
 
 
 def labels(at: int) -> dict[str, str]:
@@ -58,7 +63,7 @@ def cpu_ms(work: Callable[[], Any], repeat: int = 5) -> float:
 
 
 def cycle(cache: Cache) -> tuple[int, int]:
-    result = run_cycle(cache.snapshot(), CONFIG)
+    result = run_cycle(cache.snapshot(), PLACEMENT)
     unplaced = sum(v.kind == "unplaced" for v in result.verdicts.values())
     return len(result.bindings), unplaced
 
@@ -75,16 +80,17 @@ def without(cache: Cache, *gangs: dict[str, Any]) -> None:
         cache.remove_gang(f"default/{line.name}")
 
 
-def one(cache: Cache, title: str, *gangs: dict[str, Any], repeat: int = 5) -> None:
+def one(cache: Cache, title: str, *gangs: dict[str, Any], repeat: int = 5) -> float:
     with_gangs(cache, *gangs)
     cache.snapshot()
     bound, unplaced = cycle(cache)
     spent = cpu_ms(lambda: cycle(cache), repeat)
-    print(f"  {title:58} {spent:9.2f} ms   {bound} bound, {unplaced} unplaced")
+    print(f"  {title:58} {spent:9.2f} ms   {bound} bound, {unplaced} unplaced", flush=True)
     without(cache, *gangs)
+    return spent
 
 
-def snapshots(cache: Cache, nodes: int) -> None:
+def snapshots(cache: Cache, nodes: int) -> Iterator[tuple[str, float]]:
     line = scenario({"pods": [{"name": "s", "pods": 100, "gpus": 0, "cpu": 1}]}).pods[0]
     found = list(pods(line))
 
@@ -100,27 +106,72 @@ def snapshots(cache: Cache, nodes: int) -> None:
         cache._layout = None
         cache.snapshot()
 
-    print(f"  {'snapshot anew':58} {cpu_ms(anew, 3):9.2f} ms")
-    print(f"  {'100 pods come and go, then a snapshot':58} {cpu_ms(change):9.2f} ms")
-    print(f"  {'snapshot, nothing changed':58} {cpu_ms(cache.snapshot):9.2f} ms")
+    for title, work, repeat in (
+        ("snapshot anew", anew, 3),
+        ("100 pods come and go, then a snapshot", change, 5),
+        ("snapshot, nothing changed", cache.snapshot, 5),
+    ):
+        spent = cpu_ms(work, repeat)
+        print(f"  {title:58} {spent:9.2f} ms", flush=True)
+        yield title, spent
 
 
-def table() -> None:
-    for nodes in SIZES:
+def single_gangs() -> Iterator[tuple[str, dict[str, Any], int]]:
+    yield "gang of 8 × 1 GPU, required rack", gang("g", 8, 1, required="rack"), 5
+    yield "gang of 64 × 1 GPU, required block", gang("g", 64, 1, required="block"), 5
+    yield "gang of 64 × 1 GPU, preferred rack", gang("g", 64, 1, preferred="rack"), 5
+    yield (
+        "gang of 1,024 × 1 GPU, preferred block",
+        gang("g", 1024, 1, preferred="block"),
+        3,
+    )
+    yield (
+        "gang of 1,024 × 1 GPU, required zone, preferred rack",
+        gang("g", 1024, 1, required="zone", preferred="rack"),
+        3,
+    )
+    yield (
+        "why: gang of 64 × 1 GPU, required rack, never fits",
+        gang("g", 64, 1, required="rack"),
+        3,
+    )
+    yield "zone ⊃ 16 groups in blocks ⊃ 4 racks × 2 pods of 8 GPU", nested(), 3
+    yield "9 groups of mixed sizes, a rack each, 8 racks a block", hard(), 2
+    yield "4 pods that add up to a rack and never fit one", hardest(), 1
+
+
+def table(sizes: Sequence[int]) -> None:
+    costs: dict[tuple[float, str], dict[int, float]] = {}
+    for nodes in sizes:
         for full in FULL:
             cache = cluster(nodes, full)
             print(f"{nodes} nodes, {full:.0%} full")
-            snapshots(cache, nodes)
-            one(cache, "gang of 8 × 1 GPU, required rack", gang("g", 8, 1, required="rack"))
-            one(cache, "gang of 64 × 1 GPU, required block", gang("g", 64, 1, required="block"))
-            one(cache, "gang of 64 × 1 GPU, preferred rack", gang("g", 64, 1, preferred="rack"))
-            one(
-                cache,
-                "gang of 64 × 1 GPU, required rack: never fits",
-                gang("g", 64, 1, required="rack"),
-            )
-            one(cache, "9 groups of mixed sizes, a rack each, 8 racks a block", hard(), repeat=2)
-            one(cache, "4 pods that add up to a rack and never fit one", hardest(), repeat=1)
+            found = dict(snapshots(cache, nodes))
+            for title, asked, repeat in single_gangs():
+                found[title] = one(cache, title, asked, repeat=repeat)
+            many = [gang(f"g{n}", 16, 1, required="rack") for n in range(1000)]
+            title = "1,000 gangs of 16 × 1 GPU, required rack, one cycle"
+            found[title] = one(cache, title, *many, repeat=1)
+            for title, spent in found.items():
+                costs.setdefault((full, title), {})[nodes] = spent
+    growth(costs)
+
+
+def growth(costs: dict[tuple[float, str], dict[int, float]]) -> None:
+    """Print how cost grows with the number of nodes: 1 is in proportion."""
+    print("growth: exponent of the number of nodes, from 1,000 to the largest cluster")
+    titles = dict.fromkeys(title for _, title in costs)
+    print(f"  {'':58}" + "".join(f"{full:>9.0%}" for full in FULL))
+    for title in titles:
+        line = f"  {title:58}"
+        for full in FULL:
+            known = {nodes: ms for nodes, ms in costs[full, title].items() if nodes >= 1000}
+            if len(known) < 2:
+                continue
+            small, large = min(known), max(known)
+            exponent = math.log(known[large] / known[small]) / math.log(large / small)
+            line += f"{exponent:9.2f}"
+        print(line)
 
 
 def hard() -> dict[str, Any]:
@@ -148,40 +199,36 @@ def scenarios() -> None:
     one(cache, "gang of 2, required rack", gang("g", 2, 8, required="rack"))
     many = [gang(f"g{n}", 4, 4, required="rack") for n in range(800)]
     one(cache, "800 gangs of 4 × 4 GPU, required rack", *many, repeat=2)
-    one(cache, "zone ⊃ 8 blocks, each of 4 racks × 2 pods", nested(), repeat=3)
+    one(cache, "zone ⊃ 16 groups in blocks ⊃ 4 racks × 2 pods of 8 GPU", nested(), repeat=3)
     singles = [{"name": f"s{n}", "pods": 1, "gpus": 1, "cpu": 1} for n in range(4000)]
     cache = fill(scenario({"pods": singles}), cache)
     spent = cpu_ms(lambda: cycle(cache), 2)
     print(f"  {'4000 single pods of 1 GPU':58} {spent:9.2f} ms")
     full = cluster(2048, 1.0)
     with_gangs(full, *(gang(f"h{n}", 4, 8) for n in range(500)))
-    first = run_cycle(full.snapshot(), CONFIG)
+    first = run_cycle(full.snapshot(), ALL)
     print("2048 nodes, full")
-    spent = cpu_ms(lambda: run_cycle(full.snapshot(), CONFIG), 2)
+    spent = cpu_ms(lambda: run_cycle(full.snapshot(), ALL), 2)
     print(f"  {'500 hopeless gangs, first cycle':58} {spent:9.2f} ms")
-    spent = cpu_ms(lambda: run_cycle(full.snapshot(), CONFIG, first.verdicts), 3)
+    spent = cpu_ms(lambda: run_cycle(full.snapshot(), ALL, memory=first.memory), 3)
     print(f"  {'500 hopeless gangs, nothing changed since':58} {spent:9.2f} ms")
 
 
 def nested() -> dict[str, Any]:
-    """Return a gang in one zone: 8 blocks, in each 4 racks, in each 2 pods that fill them."""
-    groups = []
-    for block in range(8):
-        groups += [
-            {
-                "name": f"b{block}r{rack}",
-                "pods": 2,
-                "gpus": 8,
-                "required": "rack",
-                "within": f"b{block}",
-            }
-            for rack in range(4)
-        ]
-    constraints = [{"name": f"b{block}", "required": "block"} for block in range(8)]
-    return {"name": "n", "groups": groups, "constraints": constraints, "required": "zone"}
+    """Return a gang that fills one zone: 16 groups in a block each, two of which share a block,
+    in each 4 groups that fill a rack with 2 pods: 128 pods of a whole node."""
+    racks = [{"name": f"r{n}", "pods": 2, "gpus": 8, "required": "rack"} for n in range(4)]
+    blocks = [{"name": f"b{n:02}", "groups": racks, "required": "block"} for n in range(16)]
+    return {"name": "n", "groups": blocks, "required": "zone"}
+
+
+def main() -> None:
+    asked = sys.argv[1:]
+    if asked[:1] != ["scenarios"]:
+        table([int(text) for text in asked[1:]] or SIZES)
+    if asked[:1] != ["table"]:
+        scenarios()
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] != ["scenarios"]:
-        table()
-    scenarios()
+    main()

@@ -136,4 +136,12 @@ case(
     pods=[busy("b", 0, cpu=4), busy("a", 0), group("x")],
 )
 
+case(
+    "pods of one rack do not wait in two",
+    {"g": "P a, -"},
+    nodes=[node("a", 1, "r1"), node("b", 2, "r2")],
+    pods=[leaving("a", 1), busy("b", 1), leaving("b", 1)],
+    gangs=[gang("g", group("p", 2, 1, minimum=0), required="rack")],
+)
+
 test_elastic = TABLE.test()

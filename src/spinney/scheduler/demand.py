@@ -111,7 +111,8 @@ def _choices(session: Session, group: Group) -> Iterator[frozenset[str]]:
         return
     lacking = [child for child in group.children if not child.satisfied and child.satisfiable]
     wanted = max(0, group.needed - sum(child.satisfied for child in group.children))
-    for chosen in _picks(_kinds(session, lacking), wanted):
+    kinds = [lacking] if wanted == len(lacking) else _kinds(session, lacking)
+    for chosen in _picks(kinds, wanted):
         options = [tuple(itertools.islice(_choices(session, c), MAX_CHOICES)) for c in chosen]
         for parts in itertools.product(*options):
             yield frozenset().union(*parts)
@@ -286,10 +287,11 @@ def _held(session: Session, group: Group) -> tuple[int, ...]:
 
 
 def _collect_held(session: Session, group: Group, rows: set[int]) -> None:
-    index, placed = session.layout.index, session.statement.node_of
+    index, statement = session.layout.index, session.statement
     for pod in (*group.active, *group.anchors):
         if pod.node in index:
             rows.add(index[pod.node])
-    rows.update(placed[pod.key] for pod in group.pending if pod.key in placed)
+    for found in (statement.node_of, statement.kept_for):
+        rows.update(found[pod.key] for pod in group.pending if pod.key in found)
     for child in group.children:
         _collect_held(session, child, rows)

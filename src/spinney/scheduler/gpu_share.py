@@ -259,6 +259,10 @@ class SharedGpus:
     def _whole(self, row: int) -> int:
         return int(self.idle[row, self.layout.column[GPU]] // WHOLE)
 
+    def look(self, row: int) -> tuple[int, ...]:
+        """Return all by which pods could tell the shared devices of *row* from others."""
+        return tuple(sorted(device.free for device in self.devices.get(row, ())))
+
     def names(self, cls: PodClass, row: int, number: int, *, held: bool = False) -> tuple[str, ...]:
         """Return the devices of one of the pods of *cls* that the session put on *row*."""
         devices = self._taken[cls.number, row, held][number]

@@ -160,6 +160,10 @@ class _Pass:
         self._topology = topology
         self._steps = steps
         self._exhaustive = exhaustive
+        self._held = np.array(sorted(_held_nodes(demand)), np.int64)
+        classes = [cls for cls, _ in demand.totals]
+        self._symmetric = not any(c.shape.share or session.coupled(c) for c in classes)
+        """Whether domains with equal nodes are the same to all pods."""
         self._proof = True
         """Whether a failure so far means that there is no placement."""
         self._dead: set[tuple[int, int]] = set()
@@ -228,12 +232,17 @@ class _Pass:
         keys = self._keys(demand)
         for key in keys:
             part = domains.split(layout, rows, key, demand.required)
+            failed: set[object] = set()
             for at in domains.in_order(session, demand, part, key, self._topology, area.rank):
                 members = part.members(at)
+                if failed and self._look(members, key) in failed:
+                    continue
                 rank = area.rank
                 if demand.preferred and key != demand.preferred and not self._exhaustive:
                     rank = domains.fewest_domains(session, demand, members, demand.preferred)
                 yield _Area(members, rank, hash((area.key, demand.required, key, at)))
+                if (look := self._look(members, key)) is not None:
+                    failed.add(look)
         if demand.required:
             return
         if not domains.enough(session, demand, domains.whole(rows)).all():
@@ -243,6 +252,26 @@ class _Pass:
             yield _Area(rows, rank, hash((area.key, demand.preferred)))
         else:
             yield area
+
+    def _look(self, members: Ints, key: str) -> object:
+        """Return all by which this search could tell a domain of *key* from another one.
+
+        What fails in one fails in those that look the same. None where that cannot be said: where
+        pods look at each other, or the domain is split by another constraint.
+        """
+        session = self._session
+        if not self._symmetric:
+            return None
+        above = []
+        for other in self._constraints:
+            codes = session.layout.domains(other).codes[members]
+            if other != key and len(codes) and (codes != codes[0]).any():
+                return None
+            above.append(int(codes[0]) if other != key and len(codes) else -1)
+        room = [session.room_bound(cls)[members] for cls, _ in self._demand.totals]
+        held = np.isin(members, self._held).astype(np.int64)
+        nodes = np.column_stack((session.idle[members], *room, held))
+        return (tuple(above), nodes[np.lexsort(nodes.T)].tobytes())
 
     def _pinned(self, demand: Demand, rows: Ints) -> Ints:
         """Return the nodes of the domains that the group's pods are in already."""
@@ -343,7 +372,8 @@ class _Pass:
         room = [session.room_bound(cls)[rows].tolist() for cls, _ in self._demand.totals]
         codes = [session.layout.domains(key).codes[rows].tolist() for key in self._constraints]
         idle = [row.tobytes() for row in session.idle[rows]]
-        return dict(zip(rows.tolist(), zip(idle, *room, *codes, strict=True), strict=True))
+        shared = [session.shares.look(row) for row in rows.tolist()]
+        return dict(zip(rows.tolist(), zip(idle, shared, *room, *codes, strict=True), strict=True))
 
     def _node(self, goal: _NodeGoal, rest: _Goals | None) -> Iterator[_Goals | None]:
         shelf, at, wanted = goal.shelf, goal.at, len(goal.pods)
@@ -361,6 +391,10 @@ class _Pass:
                 here = np.full(count, row, np.int64)
                 self._session.statement.place(shelf.cls, goal.pods[:count], here)
             yield _push(_NodeGoal(shelf, left, at + 1, count), rest) if left else rest
+
+
+def _held_nodes(demand: Demand) -> set[int]:
+    return set(demand.held).union(*(_held_nodes(child) for child in demand.children))
 
 
 def _constraint_keys(demand: Demand) -> set[str]:

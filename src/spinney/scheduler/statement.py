@@ -55,6 +55,8 @@ class Statement:
         """Pod key to node, for the pods placed."""
         self.held: dict[str, tuple[Placement, ...]] = {}
         """By gang: room that is kept for it; its pods are not placed by this."""
+        self.kept_for: dict[str, int] = {}
+        """Pod key to the node on which room is kept for it."""
         self._lent: dict[str, list[tuple[int, NDArray[np.int64]]]] = {}
         """By gang: what of its room is not idle yet, by node."""
         self.fingerprint = 0
@@ -84,7 +86,9 @@ class Statement:
         lent = self._lent.setdefault(gang, [])
         for placement in placements:
             self._apply(placement.cls, placement.rows, 1, held=True)
-            for row in placement.rows.tolist():
+            rows = placement.rows.tolist()
+            self.kept_for.update((p.key, row) for p, row in zip(placement.pods, rows, strict=True))
+            for row in rows:
                 part = np.minimum(placement.cls.vector, np.maximum(self.coming[row], 0))
                 if part.any():
                     lent.append((row, part))
@@ -97,6 +101,8 @@ class Statement:
         released = self.held.pop(gang, ())
         for placement in released:
             self._apply(placement.cls, placement.rows, -1, held=True)
+            for pod in placement.pods:
+                self.kept_for.pop(pod.key, None)
         for row, part in self._lent.pop(gang, ()):
             self.coming[row] += part
             self.idle[row] -= part

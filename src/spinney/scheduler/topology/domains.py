@@ -219,26 +219,31 @@ def fewest_domains(session: Session, demand: Demand, rows: Ints, key: str) -> In
     part = split(session.layout, rows, key)
     shares = capacity(session, demand, part)
     held = _held_count(session, demand, part)
-    left, chosen = 1.0, []
-    for domain in np.lexsort((np.arange(part.count), -held)):
-        if held[domain] > 0:
-            chosen.append(int(domain))
-            left -= shares[domain]
-    rest = [int(d) for d in np.lexsort((np.arange(part.count), -shares)) if int(d) not in chosen]
-    while rest:
-        fitting = [d for d in rest if shares[d] >= left - _EPSILON]
-        take = fitting[-1] if fitting and left > _EPSILON else rest[0]
-        chosen.append(take)
-        rest.remove(take)
-        left -= shares[take]
-        if left <= _EPSILON:
-            chosen += rest
-            break
+    mine = np.flatnonzero(held > 0)
+    mine = mine[np.lexsort((mine, -held[mine]))]
+    others = np.flatnonzero(held <= 0)
+    others = others[np.lexsort((others, -shares[others]))]
+    chosen = np.concatenate((mine, _few(others, shares[others], 1.0 - float(shares[mine].sum()))))
     place = np.full(part.count, part.count, np.int64)
     place[chosen] = np.arange(len(chosen))
     rank = np.full(len(session.layout), part.count + 1, np.int64)
     rank[part.rows] = place[part.codes]
     return rank
+
+
+def _few(ordered: Ints, shares: Floats, wanted: float) -> Ints:
+    """Return domains *ordered* by falling *shares* so that the first few hold what is *wanted*."""
+    if wanted <= _EPSILON or not len(ordered):
+        return ordered
+    left = wanted - np.concatenate(([0.0], np.cumsum(shares)[:-1]))
+    enough_alone = shares >= left - _EPSILON
+    if not enough_alone.any():
+        return ordered
+    last = int(np.argmax(enough_alone))
+    tightest = int(np.flatnonzero(shares >= left[last] - _EPSILON)[-1])
+    return np.concatenate(
+        (ordered[:last], ordered[[tightest]], np.delete(ordered[last:], tightest - last))
+    )
 
 
 def capacity(session: Session, demand: Demand, part: Partition) -> Floats:
