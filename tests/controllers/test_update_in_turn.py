@@ -254,49 +254,66 @@ def test_a_strategy_switched_there_and_back_rolls_only_in_between() -> None:
     play(scene)
 
 
-def test_a_clique_and_a_group_say_how_far_their_update_is() -> None:
+def test_a_clique_says_how_far_its_update_is() -> None:
     async def scene(farm: Farm) -> None:
         await started(farm, service(), 8)
         assert (await farm.clique("s-0-a")).status.update_progress is None
-        group = await farm.client.get(PodCliqueScalingGroup, "s-0-g", NS)
-        assert group.status.update_progress is None
         before = {pod.name for pod in await farm.pods("s-0-a")}
-        farm.binder.held = {"s-0-a", "s-0-g-0-b"}
-        await edit(farm, "a", "b", "c")
+        farm.binder.held = {"s-0-a"}
+        await edit(farm, "a")
         await farm.quiet()
-        clique_ = await farm.clique("s-0-a")
-        at = clique_.status.update_progress
+        found = await farm.clique("s-0-a")
+        at = found.status.update_progress
         assert at is not None
         assert at.update_ended_at is None
         target = (await farm.set()).status.current_generation_hash
         assert at.pod_clique_set_generation_hash == target
-        assert at.pod_template_hash == clique_.labels[names.POD_TEMPLATE_HASH]
+        assert at.pod_template_hash == found.labels[names.POD_TEMPLATE_HASH]
         assert at.ready_pods_selected_to_update is not None
         assert at.ready_pods_selected_to_update.current in before
-        of_group = (await farm.client.get(PodCliqueScalingGroup, "s-0-g", NS)).status
-        assert of_group.update_progress is not None
-        assert of_group.update_progress.update_ended_at is None
-        assert of_group.update_progress.total_pod_cliques_count == 4
-        assert of_group.update_progress.updated_pod_cliques_count == 2
-        selected = of_group.update_progress.ready_replica_indices_selected_to_update
-        assert selected is not None
-        assert (selected.current, selected.completed) == (0, [])
         farm.binder.release("s-0-a")
-        farm.binder.release("s-0-g-0-b")
         await until_reason(farm, "UpdateComplete")
         await farm.quiet()
-        clique_ = await farm.clique("s-0-a")
-        at = clique_.status.update_progress
+        found = await farm.clique("s-0-a")
+        at = found.status.update_progress
         assert at is not None
         assert at.update_ended_at is not None
-        assert clique_.status.current_pod_clique_set_generation_hash == target
+        assert found.status.current_pod_clique_set_generation_hash == target
         picked = at.ready_pods_selected_to_update
         assert picked is not None
         assert {picked.current, *picked.completed} == before
-        of_group = (await farm.client.get(PodCliqueScalingGroup, "s-0-g", NS)).status
-        assert of_group.update_progress is not None
-        assert of_group.update_progress.update_ended_at is not None
-        assert of_group.update_progress.updated_pod_cliques_count == 4
+
+    play(scene)
+
+
+def test_a_group_says_how_far_its_update_is() -> None:
+    async def progress(farm: Farm) -> Any:
+        group = await farm.client.get(PodCliqueScalingGroup, "s-0-g", NS)
+        return group.status.update_progress
+
+    async def scene(farm: Farm) -> None:
+        await started(farm, service(), 8)
+        assert await progress(farm) is None
+        farm.binder.held = {"s-0-g-0-b", "s-0-g-1-b"}
+        await edit(farm, "b", "c")
+        await farm.quiet()
+        at = await progress(farm)
+        assert at.update_ended_at is None
+        assert (at.updated_pod_cliques_count, at.total_pod_cliques_count) == (2, 4)
+        selected = at.ready_replica_indices_selected_to_update
+        assert (selected.current, selected.completed) == (0, [])
+        farm.binder.release("s-0-g-0-b")
+        await farm.quiet()
+        at = await progress(farm)
+        assert at.update_ended_at is None, "the last replica is at work"
+        selected = at.ready_replica_indices_selected_to_update
+        assert (selected.current, selected.completed) == (1, [0])
+        farm.binder.release("s-0-g-1-b")
+        await until_reason(farm, "UpdateComplete")
+        await farm.quiet()
+        at = await progress(farm)
+        assert at.update_ended_at is not None
+        assert at.updated_pod_cliques_count == 4
 
     play(scene)
 
