@@ -1,0 +1,14 @@
+"""``spinney crds``: the definitions of the kinds, for a cluster that has its own API server."""
+
+from __future__ import annotations
+
+import click
+import yaml
+
+from spinney.api.crd import crd_documents
+
+
+@click.command(epilog="To install them: spinney crds | kubectl apply --server-side -f -")
+def crds() -> None:
+    """Print the CustomResourceDefinitions."""
+    click.echo(yaml.safe_dump_all(crd_documents(), sort_keys=False), nl=False)
