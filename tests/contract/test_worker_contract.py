@@ -8,10 +8,12 @@ import signal
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.contract.worker_process import (
+    ANSWER_S,
     MODEL,
     REMOTE_DECODE,
     Worker,
@@ -211,6 +213,28 @@ def test_a_hand_over_can_be_streamed(pair: Pair) -> None:
     )
     found = [t for event in reply.events for t in event["choices"][0].get("token_ids") or []]
     assert found == expected
+
+
+def test_both_workers_can_be_called_at_once(pair: Pair) -> None:
+    if pair.kind.name == "vllm":
+        pytest.skip("vLLM hands over by tickets")
+    text = prompt(17, 90)
+    expected = tokens(pair.prefill.complete(text, 6, ignore_eos=True))
+    address = pair.prefill.prefill(prompt(18, 20))
+    where = {
+        "bootstrap_host": address["remote_host"],
+        "bootstrap_port": address["remote_port"],
+        "bootstrap_room": time.time_ns(),
+    }
+    with ThreadPoolExecutor(1) as beside:
+        decoded = beside.submit(pair.decode.complete, text, 6, ignore_eos=True, **where)
+        prefilled = pair.prefill.complete(text, 6, ignore_eos=True, **where)
+        answer = decoded.result(ANSWER_S)
+    assert tokens(answer) == expected
+    assert len(tokens(prefilled)) == 1
+    assert answer["kv_transfer_params"]["outcome"] == "pulled"
+    pair.prefill.wait_idle()
+    pair.decode.wait_idle()
 
 
 BROKEN = {

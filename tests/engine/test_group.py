@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("group")]
 
 GONE_S = 5.0
+START_S = 60
 PROMPTS = [
     [(n * 131 + at * 17) % 1500 + 300 for at in range(length)]
     for n, length in enumerate((1, 15, 16, 40, 300))
@@ -48,7 +49,7 @@ class Member(Worker):
             "--group-port",
             str(group_port),
             "--group-start-timeout",
-            "20",
+            str(START_S),
         )
         leader = ("--group-leader", "127.0.0.1") if rank else ()
         super().__init__(kind, role, folder, (*place, *leader, *flags))
@@ -69,7 +70,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Group]]:
         folder = tmp_path / f"{kind}{len(started)}"
         folder.mkdir()
         group = [
-            Member(Kind(kind, 20), folder, rank, ranks, port, *flags, role=role)
+            Member(Kind(kind, START_S), folder, rank, ranks, port, *flags, role=role)
             for rank in reversed(range(ranks))
         ]
         started.extend(group)
@@ -95,17 +96,14 @@ def answers(worker: Worker) -> list[list[int]]:
     return [tokens(worker.complete(prompt, 24, ignore_eos=True)) for prompt in PROMPTS]
 
 
-@pytest.mark.parametrize("ranks", [2, 6])
-def test_a_group_answers_as_one_process_does(
-    start: Callable[..., Group], alone: Worker, ranks: int
-) -> None:
-    # The demo model has 3 KV heads: 2 ranks share them unevenly, of 6 two each have the same.
-    leader = start("engine", ranks)[0]
+def test_a_group_answers_as_one_process_does(start: Callable[..., Group], alone: Worker) -> None:
+    # The demo model has 3 KV heads: two ranks share them unevenly.
+    leader = start("engine", 2)[0]
     assert answers(leader) == answers(alone)
     leader.wait_idle()
 
 
-@pytest.mark.parametrize("ranks", [(2, 1), (1, 2)], ids=str)
+@pytest.mark.parametrize("ranks", [(2, 1), (1, 3)], ids=str)
 def test_kv_is_handed_over_between_groups_of_other_sizes(
     start: Callable[..., Group], alone: Worker, ranks: tuple[int, int]
 ) -> None:
@@ -158,7 +156,7 @@ def test_a_process_that_hangs_takes_the_group_down_within_a_bound(
     with send_raw(group[0].port, {"prompt": PROMPTS[3], "max_tokens": 50}):
         # `DEAD_S` without a sign of life, and the step that waits for it is ended.
         assert group[0].process.wait(20) == 1
-    assert "nothing was heard of it for 5 s" in group[0].said()
+    assert "nothing was heard of it for 10 s" in group[0].said()
     os.kill(group[1].process.pid, signal.SIGCONT)
     assert group[1].process.wait(20) == 1
 

@@ -32,8 +32,11 @@ VERSION = 1
 MAX_MESSAGE_BYTES = 65_536
 """A longer message on a control link is not of this protocol."""
 BEAT_S = 0.5
-DEAD_S = 5.0
-"""Who has said nothing for so long counts as dead: its host may have gone without a word."""
+DEAD_S = 10.0
+"""Who has said nothing for so long counts as dead: its host may have gone without a word.
+
+That a process died is known at once, by its connection.
+"""
 
 
 class GroupLostError(SpinneyError):
