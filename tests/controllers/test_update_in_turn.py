@@ -343,6 +343,30 @@ def test_a_label_that_leaves_the_template_leaves_the_pods(kind: str) -> None:
     play(scene)
 
 
+@pytest.mark.parametrize("kind", ["RollingRecreate", "OnDelete", "Coherent"])
+def test_all_pods_of_a_revision_say_so_by_one_label_whatever_their_role(kind: str) -> None:
+    async def labels(farm: Farm) -> set[tuple[str, str]]:
+        return {(image(p), p.labels["spinney.dev/revision"]) for p in await farm.pods()}
+
+    async def scene(farm: Farm) -> None:
+        await started(farm, service(kind), 8)
+        first = (await farm.set()).status.current_generation_hash
+        assert await labels(farm) == {("worker:1", first)}
+        await edit(farm, "a", "b", "c")
+        await farm.quiet()
+        if kind == "OnDelete":
+            for pod in await farm.pods():
+                await farm.client.delete(Pod, pod.name, NS)
+                await farm.ready(8)
+                assert len({label for _, label in await labels(farm)}) <= 2
+        await farm.quiet()
+        second = (await farm.set()).status.current_generation_hash
+        assert second != first
+        assert await labels(farm) == {(IMAGE, second)}
+
+    play(scene)
+
+
 def test_a_coherent_update_is_told_by_its_parts_too() -> None:
     async def scene(farm: Farm) -> None:
         made = pcs(clique("p", 2), clique("d", 4))

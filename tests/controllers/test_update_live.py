@@ -421,6 +421,8 @@ def test_a_role_that_stays_as_it_is_is_not_rolled_and_pairs_with_both_revisions(
         (decode,) = {pod.labels[names.REVISION] for pod in await farm.pods("s-0-d")}
         assert prefill == set(decode.split("."))
         assert len(prefill) == 2
+        newest = (await farm.set()).status.current_generation_hash
+        assert decode.split(".")[-1] == newest, "the label has the newest last"
         farm.binder.release("s-0-p")
         await until_reason(farm, "UpdateComplete")
         await farm.quiet()

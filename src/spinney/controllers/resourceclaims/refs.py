@@ -116,16 +116,17 @@ def references(
     return found
 
 
-def with_claims(pod_spec: Mapping[str, Any], wanted: Iterable[ClaimReference]) -> dict[str, Any]:
+def with_claims(pod_spec: dict[str, Any], wanted: Iterable[ClaimReference]) -> dict[str, Any]:
     """Return *pod_spec* with its containers taking part in the *wanted* claims.
 
-    Entries that the user made under the same name stay. The input is not changed.
+    Entries that the user made under the same name stay. The input is not changed; it is returned
+    where nothing is added.
     """
     theirs = list(pod_spec.get("resourceClaims") or ())
     known = {entry.get("name") for entry in theirs}
     added = [ref for ref in wanted if ref.entry not in known]
     if not added:
-        return dict(pod_spec)
+        return pod_spec
     made = {**pod_spec, "resourceClaims": [*theirs, *map(_entry, added)]}
     for key in ("initContainers", "containers"):
         if pod_spec.get(key):
