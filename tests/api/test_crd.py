@@ -13,6 +13,12 @@ def test_a_stale_file_is_noticed(monkeypatch, tmp_path):
     assert crd.main(["--check"]) == 0
 
 
+def test_the_kinds_of_others_are_left_out_where_they_are_installed():
+    groups = {d["spec"]["group"] for d in crd.crd_documents(others=False)}
+    assert groups == {"grove.io", "scheduler.grove.io"}
+    assert {d["spec"]["group"] for d in crd.crd_documents()} > groups
+
+
 def schema_of(name, *path):
     document = next(d for d in crd.crd_documents() if d["metadata"]["name"] == name)
     schema = document["spec"]["versions"][0]["schema"]["openAPIV3Schema"]

@@ -243,12 +243,21 @@ _KINDS = (
 )
 
 
-def crd_documents() -> list[dict[str, Any]]:
-    """Return the CustomResourceDefinitions of all kinds of Spinney, ready to create."""
+OWN_GROUPS = frozenset({grove.GROUP, podgang.GROUP})
+"""API groups that Spinney defines; kinds of others are there for clusters without them."""
+
+
+def crd_documents(*, others: bool = True) -> list[dict[str, Any]]:
+    """Return the CustomResourceDefinitions of all kinds that Spinney reads, ready to create.
+
+    Without *others* only of its own groups: where KAI or NVIDIA's driver is installed, its
+    definitions are the ones that count.
+    """
     folder = resources.files("spinney.api").joinpath("crds")
     files = sorted(folder.iterdir(), key=lambda entry: entry.name)
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return [yaml.load(f.read_text(), loader) for f in files if f.name.endswith(".yaml")]
+    found = [yaml.load(f.read_text(), loader) for f in files if f.name.endswith(".yaml")]
+    return [crd for crd in found if others or crd["spec"]["group"] in OWN_GROUPS]
 
 
 def generate(kind: _Kind) -> dict[str, Any]:
