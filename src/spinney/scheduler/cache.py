@@ -407,6 +407,10 @@ class Cache:
         """Return a pod as last seen or assumed."""
         return self._pods.get(key)
 
+    def waiting_pods(self, gang: str) -> tuple[str, ...]:
+        """Return the keys of the pods of *gang* that are to be placed."""
+        return tuple(sorted(self._waiting.get(gang, ())))
+
     def confirmed(self, key: str) -> bool:
         """Tell whether the API has said that the pod is on a node, and stays."""
         info = self._pods.get(key)
@@ -434,6 +438,7 @@ class Cache:
             now,
             tuple(sorted(self._sharing)),
             shared,
+            self._trees.short(),
         )
 
     def _shared_devices(

@@ -118,6 +118,11 @@ class Drains:
     def __contains__(self, gang: str) -> bool:
         return gang in self._all
 
+    @property
+    def any(self) -> bool:
+        """Whether there are any."""
+        return bool(self._all)
+
     def queues(self) -> set[str]:
         """Return the queues of gangs that have a drain."""
         resolve = self._session.snapshot.queues.resolve

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container
+    from collections.abc import Callable, Collection, Container
 
     from spinney.scheduler.gangs import Gang
 
@@ -24,7 +24,8 @@ class GangTrees:
         self._trees: dict[str, Gang] = {}
         self._stale: dict[str, None] = {}
         self._waiting: tuple[Gang, ...] | None = None
-        self._standing: tuple[Gang, ...] | None = None
+        self._standing: dict[str, Gang] = {}
+        self._short: dict[str, Gang] = {}
 
     def touch(self, *keys: str) -> None:
         """Note that something about these gangs changed."""
@@ -41,22 +42,37 @@ class GangTrees:
             return
         for key in self._stale:
             if any(key in keys for keys in present):
-                self._trees[key] = build(key)
+                self._put(key, build(key))
             else:
-                self._trees.pop(key, None)
+                self._put(key, None)
         self._stale.clear()
-        self._waiting = self._standing = None
+        self._waiting = None
 
-    def waiting(self, keys: Container[str]) -> tuple[Gang, ...]:
+    def _put(self, key: str, gang: Gang | None) -> None:
+        stands = gang is not None and gang.stands
+        short = gang is not None and stands and not gang.satisfied
+        for wanted, kept in ((gang is not None, self._trees), (stands, self._standing)):
+            _set(kept, key, gang if wanted else None)
+        _set(self._short, key, gang if short else None)
+
+    def waiting(self, keys: Collection[str]) -> tuple[Gang, ...]:
         """Return the gangs of *keys* in their order of placing."""
         if self._waiting is None:
-            found = (gang for key, gang in self._trees.items() if key in keys)
+            found = [self._trees[key] for key in keys if key in self._trees]
             self._waiting = tuple(sorted(found, key=lambda gang: gang.order))
         return self._waiting
 
     def standing(self) -> tuple[Gang, ...]:
         """Return the gangs with pods on nodes."""
-        if self._standing is None:
-            found = (gang for gang in self._trees.values() if gang.stands)
-            self._standing = tuple(found)
-        return self._standing
+        return tuple(self._standing.values())
+
+    def short(self) -> tuple[Gang, ...]:
+        """Return those of them that run below their minimum."""
+        return tuple(self._short.values())
+
+
+def _set(kept: dict[str, Gang], key: str, gang: Gang | None) -> None:
+    if gang is None:
+        kept.pop(key, None)
+    else:
+        kept[key] = gang

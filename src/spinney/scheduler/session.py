@@ -202,7 +202,7 @@ class Session:
         )
 
     @functools.cached_property
-    def _terms(self) -> tuple[PodTerm, ...]:
+    def terms(self) -> tuple[PodTerm, ...]:
         """All pod terms that matter in this cycle."""
         pods = self.snapshot.pods
         asking = [pods[key].shape for key in self.snapshot.apart]
@@ -217,7 +217,7 @@ class Session:
 
     @functools.cached_property
     def _label_keys(self) -> frozenset[str]:
-        return frozenset(e.key for term in self._terms for e in term.selector or ())
+        return frozenset(e.key for term in self.terms for e in term.selector or ())
 
     # Room
 
@@ -357,13 +357,13 @@ class Session:
 
     def coupled(self, cls: PodClass) -> bool:
         """Tell whether where other pods are decides where pods of *cls* may go."""
-        if not self._terms or self._ignored.issuperset(COUPLING):
+        if not self.terms or self._ignored.issuperset(COUPLING):
             return False
         found = self._coupled.get(cls.number)
         if found is None:
             shape = cls.shape
             mine = bool(shape.pod_affinity or shape.pod_anti_affinity or shape.spread)
-            found = mine or any(t.matches(cls.namespace, cls.labels_map) for t in self._terms)
+            found = mine or any(t.matches(cls.namespace, cls.labels_map) for t in self.terms)
             self._coupled[cls.number] = found
         return found
 

@@ -196,3 +196,5 @@ class Snapshot:
     """Keys of the pods on nodes that have parts of GPUs."""
     shared_devices: tuple[tuple[int, int], ...] = ()
     """Nodes with how many GPUs are shared there, which count as used."""
+    short: tuple[Gang, ...] = ()
+    """Those of `standing` that run below their minimum."""

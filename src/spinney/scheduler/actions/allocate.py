@@ -9,10 +9,11 @@ that another waits for: interleaved arrivals cannot deadlock.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from spinney.scheduler import search
+from spinney.scheduler.actions.alike import place_alike_in_turns, place_together
 from spinney.scheduler.actions.turns import Turns
 from spinney.scheduler.demand import floor_demand, growth_demand, optional_groups
 from spinney.scheduler.reservations import claim, spots_of
@@ -22,7 +23,7 @@ from spinney.scheduler.why import explain
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from spinney.scheduler.actions.turns import Stage
+    from spinney.scheduler.actions.turns import Stage, Turn
     from spinney.scheduler.demand import Demand
     from spinney.scheduler.gangs import Gang, Group
     from spinney.scheduler.memory import Reservation, Spot
@@ -101,7 +102,13 @@ def _allocate_in_turns(
             yield settled
         else:
             turns.push(gang, 0, _floor_amount(session, gang))
-    while turn := turns.take():
+    beyond: Turn | None = None
+    while turn := beyond or turns.take():
+        alike, beyond = place_alike_in_turns(session, ledger, turns, turn)
+        yield from (Verdict(gang.key, "placed") for gang in alike)
+        if alike:
+            continue
+        beyond = None
         gang = turn.gang
         if turn.stage == 0:
             verdict = _allocate_floor(session, gang, failures)
@@ -140,18 +147,12 @@ def _allocate_alike(session: Session, gangs: list[Gang], failures: _Failures) ->
     cls = session.class_of(gangs[0].root.pending[0])
     fit = min(len(gangs), int(session.room(cls).clip(max=len(gangs)).sum()))
     if fit:
-        pods = tuple(gang.root.pending[0] for gang in gangs[:fit])
-        outcome = search.place(session, growth_demand(session, _together(gangs[0], pods), pods))
-        assert outcome == "placed", "equal pods were counted to fit and do not"
+        place_together(session, gangs[:fit])
     for gang in gangs[:fit]:
         yield Verdict(gang.key, "placed")
     for gang in gangs[fit:]:
         verdict = _allocate_floor(session, gang, failures)
         yield verdict or Verdict(gang.key, "placed")
-
-
-def _together(gang: Gang, pods: tuple[PodInfo, ...]) -> Gang:
-    return replace(gang, root=replace(gang.root, pending=pods))
 
 
 def _allocate_floor(session: Session, gang: Gang, failures: _Failures) -> Verdict | None:

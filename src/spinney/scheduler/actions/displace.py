@@ -11,13 +11,14 @@ from __future__ import annotations
 import itertools
 import re
 from dataclasses import dataclass, field, replace
+from operator import is_
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from spinney.scheduler import search
 from spinney.scheduler.actions.victims import by_gang, family, needs, whole_gangs
-from spinney.scheduler.actions.wishes import wishes
+from spinney.scheduler.actions.wishes import in_turn, wish_of
 from spinney.scheduler.demand import floor_demand, growth_demand, optional_groups
 from spinney.scheduler.gpu_share import GPU, WHOLE
 from spinney.scheduler.queues.model import NOTHING, Amounts, minus
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from spinney.scheduler.memory import Spot
     from spinney.scheduler.session import PodClass
     from spinney.scheduler.shapes import PodInfo
+    from spinney.scheduler.snapshot import Snapshot
 
     Moves = Mapping[str, tuple[Spot, ...]]
     """By victim gang: its pods that run elsewhere afterwards."""
@@ -79,9 +81,13 @@ class _Attempt:
     rows: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     """The nodes of `spots`."""
     coupled: bool = False
+    worked: Sequence[Unit] = ()
+    """The units without which it succeeded."""
 
     def works(self, units: Sequence[Unit]) -> bool:
         """Try with *units* gone: first what can be counted, then the real search."""
+        if units and len(units) == len(self.worked) and all(map(is_, units, self.worked)):
+            return True
         if not may_fit(self.session, self.wish.demand, units):
             return False
         self.trials -= 1
@@ -101,6 +107,7 @@ class _Attempt:
             if not self.accept(units, moves):
                 return False
         self.spots, self.trial, self.moves = spots, trial, moves
+        self.worked = tuple(units)
         self.rows = np.unique([trial.layout.index[spot.node] for spot in spots])
         self.coupled = any(trial.coupled(cls) for cls in self._classes(trial))
         return True
@@ -158,7 +165,7 @@ class _Attempt:
 
 def placed_without(session: Session, wish: Wish, units: Sequence[Unit]) -> Session | None:
     """Return a session in which *units* are gone and the wish is placed; None if it cannot be."""
-    trial = without(session, units)
+    trial = without(session, wish, units)
     wanted = wish.on(trial)
     steps = session.config.victim_steps
     if wanted is None or search.place(trial, wanted, wish.gang.topology, steps=steps) != "placed":
@@ -193,6 +200,8 @@ def may_fit(session: Session, demand: Demand, units: Sequence[Unit]) -> bool:
         for column, amount in cls.columns:
             np.minimum(room, free[:, column] // amount, out=room)
         np.maximum(room, 0, out=room)
+        if _apart_from_each_other(session, cls, room) < count:
+            return False
         if codes is None:
             most = int(room.sum())
         else:
@@ -202,6 +211,17 @@ def may_fit(session: Session, demand: Demand, units: Sequence[Unit]) -> bool:
         if most < count:
             return False
     return True
+
+
+def _apart_from_each_other(session: Session, cls: PodClass, room: NDArray[np.int64]) -> int:
+    """Return how many pods of *cls* there can be at most where each keeps others like it away."""
+    most = int(room.sum())
+    for term in cls.shape.pod_anti_affinity:
+        if term.matches(cls.namespace, cls.labels_map):
+            codes = session.layout.domains(term.topology_key).codes
+            domains = np.unique(codes[(codes >= 0) & (room > 0)])
+            most = min(most, len(domains) + int(room[codes < 0].sum()))
+    return most
 
 
 def _give_back_shared(session: Session, free: NDArray[np.int64], units: Iterable[Unit]) -> None:
@@ -319,18 +339,37 @@ def _permitted(session: Session, wish: Wish, units: Sequence[Unit]) -> bool:
     return not refusal
 
 
-def without(session: Session, units: Iterable[Unit]) -> Session:
+def without(session: Session, wish: Wish, units: Sequence[Unit]) -> Session:
     """Return a session on a copied snapshot: *units* and whoever is leaving are gone, those that
     were placed in this cycle are there, and reserved room is taken."""
     layout, snapshot = session.layout, session.snapshot
-    units = list(units)
     gone = [pod for unit in units for pod in unit.pods]
     used = layout.allocatable - session.idle - session.leaving
     _take_out(session, used, gone)
     for rows, missing in session.drains.missing():
         used[rows] += missing
+    copied = replace(
+        snapshot, used=used, leaving=np.zeros_like(used), pods={}, apart=(), sharing=()
+    )
+    if not _only_room_matters(session, wish, gone):
+        copied = _with_pods(session, copied, units)
+    return Session(copied, session.config)
+
+
+def _only_room_matters(session: Session, wish: Wish, gone: Iterable[PodInfo]) -> bool:
+    """Tell whether it makes no difference for *wish* and who leaves which pods are where."""
+    if session.snapshot.sharing or session.shares.devices or session.terms:
+        return False
+    shapes = {id(pod.shape): pod.shape for pod in gone}
+    shapes |= {id(cls.shape): cls.shape for cls, _ in wish.demand.totals}
+    return not any(s.looks_at_pods or s.host_ports or s.share for s in shapes.values())
+
+
+def _with_pods(session: Session, copied: Snapshot, units: Sequence[Unit]) -> Snapshot:
+    """Return *copied* with the pods that are there when *units* are gone."""
+    layout, snapshot = session.layout, session.snapshot
     pods = dict(snapshot.pods)
-    for pod in gone:
+    for pod in (pod for unit in units for pod in unit.pods):
         pods.pop(pod.key, None)
     for eviction in session.evictions:
         pods.pop(eviction.pod, None)
@@ -340,10 +379,8 @@ def without(session: Session, units: Iterable[Unit]) -> Session:
     apart += [p.key for p, _ in standing if p.shape.pod_anti_affinity]
     looking = [u for u in units if any(pod.shape.looks_at_pods for pod in u.pods)]
     displaced = tuple(_displaced(session, gang, pods_) for gang, pods_ in by_gang(looking))
-    copied = replace(
-        snapshot,
-        used=used,
-        leaving=np.zeros_like(used),
+    return replace(
+        copied,
         pods={k: p for k, p in pods.items() if p.state != "leaving"},
         gangs=(*snapshot.gangs, *displaced),
         apart=tuple(apart),
@@ -353,7 +390,6 @@ def without(session: Session, units: Iterable[Unit]) -> Session:
         ),
         shared_devices=tuple((r, len(found)) for r, found in session.shares.devices.items()),
     )
-    return Session(copied, session.config)
 
 
 def _take_out(session: Session, used: NDArray[np.int64], pods: Sequence[PodInfo]) -> None:
@@ -471,7 +507,8 @@ def carry_out(session: Session, plan: Plan, action: str) -> Verdict:
         ]
     displace(session, plan.victims)
     _keep_room(session, plan)
-    reason = f"room is reserved; {_leave(plan, session)} and make room by {action}"
+    who = f"{_leave(plan, session)} and make room by {action}"
+    reason = f"room is reserved; {who if plan.victims else 'others leave already'}"
     pending = tuple(pod.key for leaf in gang.root.leaves() for pod in leaf.pending)
     return Verdict(gang.key, "placed" if plan.wish.pods else "pipelined", reason, pending)
 
@@ -491,10 +528,11 @@ def _keep_room(session: Session, plan: Plan) -> None:
 
 def displace(session: Session, units: Iterable[Unit]) -> None:
     """Count the pods of *units* as leaving, and no longer as their queue's."""
+    units = list(units)
+    used = np.zeros_like(session.leaving)
+    _take_out(session, used, [pod for one in units for pod in one.pods])
+    session.leaving -= used
     for one in units:
-        used = np.zeros_like(session.leaving)
-        _take_out(session, used, one.pods)
-        session.leaving -= used
         session.displaced.update(pod.key for pod in one.pods)
         session.units.pop(one.gang.key, None)
         if session.ledger is not None:
@@ -529,29 +567,41 @@ def make_room(
     the same queue with the same priority.
     """
     hopeless: dict[object, str] = {}
-    for wish in wishes(session):
-        gang = wish.gang
+    for gang in in_turn(session):
         if gang.key in session.reservations.lapsed or _is_patient(session, gang):
+            continue
+        if _is_displaced(session, gang):
             continue
         if len(session.evictions) >= session.config.evictions_per_cycle:
             return
         if session.snapshot.queues.problem(gang.queue):
             continue
-        session.drains.make_way(gang)
-        at = (wish.demand.signature, gang.queue, gang.priority, gang.preemptible, family(gang))
-        if not gang.stands and not gang.root.anchors:
-            at = (*at[:-1], "")
-        if at not in hopeless and _fits_already(session, wish):
-            continue
-        plan = choose(wish) if at not in hopeless and may(wish) else None
-        if plan is not None:
-            yield carry_out(session, plan, action)
-            continue
+        verdict = session.verdicts.get(gang.key)
+        at = _question(session, gang, verdict)
         if at not in hopeless:
+            session.drains.make_way(gang)
+            wish = wish_of(session, gang)
+            if wish is None or _fits_already(session, wish):
+                continue
+            plan = (_freed_already(session, wish) or choose(wish)) if may(wish) else None
+            if plan is not None:
+                yield carry_out(session, plan, action)
+                continue
             few = len(hopeless) < MOST_EXPLAINED
             hopeless[at] = explain(wish) if explain is not None and few else ""
-        if hopeless[at] and (verdict := session.verdicts.get(gang.key)) is not None:
+        if hopeless[at] and verdict is not None:
             yield with_help(verdict, hopeless[at])
+
+
+def _question(session: Session, gang: Gang, verdict: Verdict | None) -> object:
+    """Return a key that is equal for gangs of which one fares like the other."""
+    if verdict is None or not verdict.signature:
+        return gang.key
+    grows = gang.key if verdict.kind == "placed" else ""
+    alone = not gang.stands and not gang.root.anchors
+    relatives = "" if alone else family(gang)
+    queue = session.snapshot.queues.resolve(gang.queue)
+    return (verdict.signature, queue, gang.priority, gang.preemptible, relatives, grows)
 
 
 def with_help(verdict: Verdict, text: str) -> Verdict:
@@ -563,6 +613,22 @@ def with_help(verdict: Verdict, text: str) -> Verdict:
     counts_nodes = first and re.match(r"\d+/\d+ nodes", last)
     words = (first, f"{also}{text}", last) if counts_nodes else (verdict.reason, f"{also}{text}")
     return replace(verdict, reason="; ".join(words))
+
+
+def _is_displaced(session: Session, gang: Gang) -> bool:
+    """Tell whether this cycle takes pods from *gang*, which then may not grow at others' cost."""
+    gone = session.displaced
+    return bool(gone) and any(p.key in gone for leaf in gang.root.leaves() for p in leaf.active)
+
+
+def _freed_already(session: Session, wish: Wish) -> Plan | None:
+    """Return a plan without victims, where those that leave for others make enough room."""
+    if not session.displaced or session.refusal(wish.gang, wish.demand):
+        return None
+    trial = placed_without(session, wish, ())
+    if trial is None:
+        return None
+    return Plan(wish, spots_of(trial, trial.statement.placements), (), {})
 
 
 def _is_patient(session: Session, gang: Gang) -> bool:

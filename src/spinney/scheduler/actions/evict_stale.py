@@ -27,7 +27,7 @@ def evict_stale(session: Session, previous: Mapping[str, Verdict]) -> Iterator[V
     now = session.snapshot.now
     since: dict[str, float] = {}
     displaced = {eviction.gang for eviction in session.evictions}
-    for gang in session.snapshot.standing:
+    for gang in session.snapshot.short:
         if gang.key in displaced or not _broken(session, gang):
             continue
         known, said = session.memory.stale_since.get(gang.key, now), gang.timing.stale_since_s

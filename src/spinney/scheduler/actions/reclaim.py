@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from spinney.scheduler.session import Session
     from spinney.scheduler.verdict import Verdict
 
-    Pool = Mapping[str, Sequence[Unit]]
-    """By queue: what may be displaced of it, what goes first in front."""
+    Stacks = dict[str, list[Unit]]
+    """By queue: what may be displaced of it, what goes first at the end."""
 
 MOST_QUEUES = 4
 """Queues that are looked at for what they would have to give back."""
@@ -49,7 +49,10 @@ def reclaim(session: Session, previous: Mapping[str, Verdict]) -> Iterator[Verdi
     ledger = session.ledger
     if ledger is None:
         return
-    pools: dict[str, Pool] = {}
+    pools: dict[str, Stacks] = {}
+    families: dict[str, set[str]] = {}
+    for gang in session.snapshot.standing:
+        families.setdefault(family(gang), set()).add(gang.key)
 
     def may(wish: Wish) -> bool:
         return _entitled(ledger, wish.gang, wish.amount)
@@ -57,8 +60,9 @@ def reclaim(session: Session, previous: Mapping[str, Verdict]) -> Iterator[Verdi
     def choose(wish: Wish) -> Plan | None:
         queue = ledger.tree.path(wish.gang.queue)[0]
         if queue not in pools:
-            pools[queue] = _pool(session, ledger, queue)
-        return _choose(session, ledger, wish, _present(session, wish, pools[queue]))
+            pools[queue] = _stacks(session, ledger, queue)
+        spared = families.get(family(wish.gang), set())
+        return _choose(session, ledger, wish, _Pool(session, pools[queue], spared))
 
     def explain(wish: Wish) -> str:
         return _returned(session, ledger, wish)
@@ -83,7 +87,7 @@ def may_reclaim(ledger: Ledger, wish: Wish, units: Iterable[Unit]) -> list[Unit]
     return list(_Taking(ledger, wish).permitted(units))
 
 
-def _pool(session: Session, ledger: Ledger, queue: str) -> Pool:
+def _stacks(session: Session, ledger: Ledger, queue: str) -> Stacks:
     """Return what the gangs of *queue* may displace of other queues."""
     found: dict[str, list[Unit]] = {}
     for other in session.snapshot.standing:
@@ -92,33 +96,19 @@ def _pool(session: Session, ledger: Ledger, queue: str) -> Pool:
         if other.preemptible and path and meeting is not None:
             safe_s = ledger.tree.min_runtime_s(meeting[1], reclaim=True)
             found.setdefault(path[0], []).extend(units_of(session, other, safe_s))
-    return {name: in_order(units) for name, units in found.items()}
+    return {name: in_order(units)[::-1] for name, units in found.items()}
 
 
-def _present(session: Session, wish: Wish, pool: Pool) -> Pool:
-    """Return *pool* without what was displaced meanwhile and what may not go for *wish*."""
-    mine = family(wish.gang)
-    out = {key for key in (*session.promised, mine) if key}
-    out |= {gang.key for gang in session.snapshot.standing if family(gang) == mine}
-    gone = session.displaced
-    return {
-        queue: [u for u in units if u.gang.key not in out and u.pods[0].key not in gone]
-        for queue, units in pool.items()
-    }
-
-
-def _choose(session: Session, ledger: Ledger, wish: Wish, pool: Pool) -> Plan | None:
-    everyone = list(_Taking(ledger, wish).every(pool))
-    if not everyone:
-        return None
+def _choose(session: Session, ledger: Ledger, wish: Wish, pool: _Pool) -> Plan | None:
     # Where pods look at each other a search is dear: one that fails with all gone saves the others.
     dear = any(cls.shape.looks_at_pods for cls, _ in wish.demand.totals)
-    if dear and hopeless_without(session, wish, everyone):
+    if dear and hopeless_without(session, wish, list(_Taking(ledger, wish).every(pool))):
         return None
     plan = find_plan(session, wish, _Taking(ledger, wish).run(pool))
     if plan is not None:
         return plan
-    if not dear and hopeless_without(session, wish, everyone):
+    everyone = list(_Taking(ledger, wish).every(pool))
+    if not everyone or (not dear and hopeless_without(session, wish, everyone)):
         return None
     for units in by_place(session, wish.demand, everyone):
         plan = find_plan(session, wish, _Taking(ledger, wish).permitted(surplus_first(units)))
@@ -129,8 +119,10 @@ def _choose(session: Session, ledger: Ledger, wish: Wish, pool: Pool) -> Plan | 
 
 def _returned(session: Session, ledger: Ledger, wish: Wish) -> str:
     """Return which queue would have to give how much back, of what it has beyond its quota, for
-    *wish* to fit; empty where no single one has enough, or where the wish's own queue is full."""
-    if session.refusal(wish.gang, wish.demand):
+    *wish* to fit; empty where no single one has enough, where its own queue is full, or where
+    pods look at each other, which is dear to try."""
+    dear = any(cls.shape.looks_at_pods for cls, _ in wish.demand.totals)
+    if dear or session.refusal(wish.gang, wish.demand):
         return ""
     found: list[tuple[Amounts, str]] = []
     for queue, units in sorted(_beyond_quota(session, ledger, wish).items()):
@@ -176,7 +168,7 @@ def _negative(amount: Amounts) -> Amounts:
     return minus(NOTHING, amount)
 
 
-def _with_movers(session: Session, ledger: Ledger, wish: Wish, pool: Pool) -> Plan | None:
+def _with_movers(session: Session, ledger: Ledger, wish: Wish, pool: _Pool) -> Plan | None:
     """Return a plan in which some go elsewhere of whom nothing could be taken."""
 
     def accept(units: Sequence[Unit], moves: Moves) -> bool:
@@ -186,6 +178,31 @@ def _with_movers(session: Session, ledger: Ledger, wish: Wish, pool: Pool) -> Pl
 
     order = itertools.islice(_Taking(ledger, wish).every(pool), MOST_MOVERS)
     return find_plan(session, wish, order, accept)
+
+
+class _Pool:
+    """What may be displaced for one gang: not its own family, nor what is displaced already."""
+
+    def __init__(self, session: Session, stacks: Stacks, spared: set[str]) -> None:
+        self.stacks = stacks
+        self._displaced = session.displaced
+        self._spared = spared | session.promised
+
+    def usable(self, queue: str) -> list[Unit]:
+        """Return the units of *queue*, of which those at the end are not displaced yet."""
+        units = self.stacks[queue]
+        while units and units[-1].pods[0].key in self._displaced:
+            units.pop()
+        return units
+
+    def before(self, queue: str, place: int) -> tuple[int, Unit] | None:
+        """Return the next unit of *queue* before *place*, with where it is; None for no more."""
+        units = self.stacks[queue]
+        for at in range(place - 1, -1, -1):
+            found = units[at]
+            if found.gang.key not in self._spared and found.pods[0].key not in self._displaced:
+                return at, found
+        return None
 
 
 class _Taking:
@@ -199,7 +216,7 @@ class _Taking:
         self._spared: set[str] = set()
         self._keys: dict[str, tuple[Amounts, tuple[object, ...]]] = {}
 
-    def run(self, pool: Pool) -> Iterator[Unit]:
+    def run(self, pool: _Pool) -> Iterator[Unit]:
         """Yield what may be taken, in order; *pool* is not changed."""
         return self.permitted(self.every(pool))
 
@@ -214,23 +231,26 @@ class _Taking:
                 self._left[name] = minus(self._left[name], unit.amount)
             yield unit
 
-    def every(self, pool: Pool) -> Iterator[Unit]:
+    def every(self, pool: _Pool) -> Iterator[Unit]:
         """Yield all of *pool*, from queue to queue as what was yielded and taken is gone."""
         tree = self._ledger.tree
-        stacks = {queue: list(reversed(units)) for queue, units in pool.items() if units}
+        places = {queue: len(units) for queue in pool.stacks if (units := pool.usable(queue))}
         waiting: dict[str, int] = {}
-        for queue, units in stacks.items():
+        for queue in places:
             for name in tree.path(queue):
-                waiting[name] = waiting.get(name, 0) + len(units)
-        while stacks:
+                waiting[name] = waiting.get(name, 0) + 1
+        while places:
             at = ""
             while below := [c for c in tree.children.get(at, ()) if waiting.get(c)]:
                 at = max(below, key=self._key) if len(below) > 1 else below[0]
-            yield stacks[at].pop()
+            found = pool.before(at, places[at])
+            if found is not None:
+                places[at], unit = found
+                yield unit
+                continue
+            del places[at]
             for name in tree.path(at):
                 waiting[name] -= 1
-            if not stacks[at]:
-                del stacks[at]
 
     def _key(self, queue: str) -> tuple[object, ...]:
         left = self._left[queue]

@@ -42,14 +42,6 @@ class Wish:
         return floor_demand(session, self.gang)
 
 
-def wishes(session: Session) -> Iterator[Wish]:
-    """Yield what is not placed, in order; what came to pass meanwhile changes the order."""
-    for gang in _in_turn(session):
-        found = wish_of(session, gang)
-        if found is not None:
-            yield found
-
-
 def wish_of(session: Session, gang: Gang) -> Wish | None:
     """Return what *gang* lacks next; None when that is nothing or room is kept for it."""
     if gang.waiting or not _unserved(session, gang):
@@ -124,21 +116,29 @@ def _ratio(leaf: Group) -> float:
     return len(leaf.active) / max(1, leaf.minimum)
 
 
-def _in_turn(session: Session) -> Iterator[Gang]:
-    """Yield the gangs that lack something in their order."""
-    gangs = [gang for gang in session.snapshot.gangs if not gang.waiting]
+def in_turn(session: Session) -> Iterator[Gang]:
+    """Yield the gangs that lack something in their order, which what comes to pass changes."""
+    gangs = [g for g in session.snapshot.gangs if not g.waiting and _unserved(session, g)]
     if session.ledger is None:
         stages = {gang.key: _stage(session, gang) for gang in gangs}
         yield from sorted(gangs, key=lambda g: (-g.priority, stages[g.key], g.created, g.key))
         return
     turns = Turns(session.ledger)
     for gang in gangs:
-        if _unserved(session, gang) and not session.ledger.tree.problem(gang.queue):
-            wish = wish_of(session, gang)
-            if wish is not None:
-                turns.push(gang, _stage(session, gang), wish.amount)
+        if not session.ledger.tree.problem(gang.queue):
+            turns.push(gang, _stage(session, gang), session.pods_amount(_next(session, gang)))
     while turn := turns.take():
         yield turn.gang
+
+
+def _next(session: Session, gang: Gang) -> list[PodInfo]:
+    """Return the pods of about the next step of *gang*: enough to put it in order."""
+    placed, leaves = session.statement.node_of, list(gang.root.leaves())
+    lacking = [pod for leaf in leaves for pod in leaf.pending[: leaf.missing]]
+    found = [pod for pod in lacking if pod.key not in placed]
+    if found:
+        return found
+    return [p for leaf in leaves for p in leaf.pending if p.key not in placed][:1]
 
 
 def _stage(session: Session, gang: Gang) -> Stage:

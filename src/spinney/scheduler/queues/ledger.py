@@ -79,6 +79,8 @@ class Ledger:
         self.firm: dict[str, Amounts] = dict.fromkeys(names, NOTHING)
         """The part of it that is not preemptible."""
         self._entitled: dict[str, Amounts] = {}
+        self.watchers: list[set[str]] = []
+        """Each is told the names of queues whose account changes."""
         for gang in snapshot.standing:
             active = (pod for leaf in gang.root.leaves() for pod in leaf.active)
             self.enter(gang, self._amount(active))
@@ -98,6 +100,8 @@ class Ledger:
             self.allocated[name] = plus(self.allocated[name], amount)
             if firm:
                 self.firm[name] = plus(self.firm[name], amount)
+            for changed in self.watchers:
+                changed.add(name)
 
     # What there is
 
