@@ -322,6 +322,14 @@ REFUSED = [
         [f"{CLIQUES}[0].resourceSharing[0].filter: forbidden"],
         id="V16 filter of a clique",
     ),
+    pytest.param(
+        pcs(
+            clique("a", resourceSharing=[share(name="x")]),
+            resourceSharing=[share(name="a-all-x", scope="PerReplica")],
+        ),
+        [f"{CLIQUES}[0].resourceSharing[0].name: invalid"],
+        id="claims of two levels called alike",
+    ),
     pytest.param(pcs(), [f"{CLIQUES}: required"], id="V17"),
     pytest.param(pcs(clique(" ")), [f"{CLIQUES}[0].name: required"], id="V18 blank"),
     pytest.param(pcs(clique("A_b")), [f"{CLIQUES}[0].name: invalid"], id="V18 no name"),

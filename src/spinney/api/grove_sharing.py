@@ -33,6 +33,42 @@ if TYPE_CHECKING:
     )
 
 
+def check_claim_names(name: str, template: PodCliqueSetTemplate) -> Iterator[FieldError]:
+    """Yield each sharing entry whose claims would be called like those of another one.
+
+    Names are built from those of owner and template with hyphens: set ``s`` with template
+    ``a-all-x`` and its clique ``a`` with template ``x`` both mean ``s-0-a-all-x``. Told of first
+    replicas.
+    """
+    known: dict[str, str] = {}
+    for path, claim in _claims(name, template):
+        if known.setdefault(claim, path) != path:
+            yield invalid(
+                f"{path}.name",
+                f"its claim {claim!r} is called like one of {known[claim]}: rename the template",
+            )
+
+
+def _claims(name: str, template: PodCliqueSetTemplate) -> Iterator[tuple[str, str]]:
+    """Yield the claims of first replicas, each with the path of its entry."""
+    grouped: dict[str, str] = {}
+    holders = [(f"{TEMPLATE}.resourceSharing", name, template.resource_sharing)]
+    for g, group in enumerate(template.pod_clique_scaling_groups):
+        full = f"{name}-0-{group.name}"
+        holders.append((f"{GROUPS}[{g}].resourceSharing", full, group.resource_sharing))
+        grouped |= {clique: f"{full}-0-{clique}" for clique in group.clique_names}
+    for c, clique in enumerate(template.cliques):
+        full = grouped.get(clique.name, f"{name}-0-{clique.name}")
+        holders.append((f"{CLIQUES}[{c}].resourceSharing", full, clique.resource_sharing))
+    for path, owner, entries in holders:
+        # Of a template that is listed twice only the first: that is a mistake of its own.
+        first = {entry.name: i for i, entry in reversed(list(enumerate(entries)))}
+        for i in sorted(first.values()):
+            entry = entries[i]
+            which = "all" if entry.scope == "AllReplicas" else "0"
+            yield f"{path}[{i}]", f"{owner}-{which}-{entry.name}"
+
+
 def check_sharing(template: PodCliqueSetTemplate) -> Iterator[FieldError]:
     """Yield every rule that claim templates and sharing lists break."""
     templates = template.resource_claim_templates

@@ -29,7 +29,7 @@ from spinney.api.grove_fields import (
     required,
 )
 from spinney.api.grove_mnnvl import check_mnnvl
-from spinney.api.grove_sharing import check_sharing
+from spinney.api.grove_sharing import check_claim_names, check_sharing
 from spinney.api.grove_update_strategy import check_update_strategy
 from spinney.api.quantity import parse_duration_s
 from spinney.errors import BadInputError
@@ -71,6 +71,7 @@ def validate_pod_clique_set(
         errors.append(required(f"{TEMPLATE}.cliqueStartupType", "one of the start orders"))
     errors += _check_delay(template.termination_delay)  # V4
     errors += check_sharing(template)  # V5 to V16
+    errors += check_claim_names(pcs.name, template)
     errors += _check_cliques(template)
     errors += _check_groups(template)
     errors += _check_name_budget(pcs)
