@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from spinney.sim.cluster import SimulatedCluster
 
 NEVER = 10_000
-WITHIN_S = 30.0
-KUBELET = KubeletModel(stop_s=(2.0, 6.0))
+WITHIN_S = 16.0
+KUBELET = KubeletModel(stop_s=(1.0, 3.0))
 
 
 class Mortal:
@@ -74,7 +74,7 @@ async def live(cluster: SimulatedCluster, api: Mortal, seconds: float) -> None:
     client, clock = KubeClient(api), LoopClock(loop)
     events = EventRecorder(client, clock, RandomIds(rng), "scheduler")
     runtime = Runtime(client, clock, rng=rng)
-    register(runtime, RandomIds(rng), events, SchedulerConfig(stale_grace_s=20.0))
+    register(runtime, RandomIds(rng), events, SchedulerConfig(stale_grace_s=5.0))
     running = [loop.create_task(runtime.run()), loop.create_task(events.run())]
     try:
         async with asyncio.timeout(seconds):
@@ -111,7 +111,7 @@ def play_lives(at: int) -> int:
         await create(cluster, gang("high", 2, 4, required="rack", priority=50))
         await create(cluster, gang("thief", 1, 2), gang("big", 3, 4, required="rack"))
         first = Mortal(cluster.transport, at)
-        await live(cluster, first, 40)
+        await live(cluster, first, 20)
         await live(cluster, Mortal(cluster.transport, NEVER), WITHIN_S)
         await check(cluster)
         assert not watching.done(), watching.exception()

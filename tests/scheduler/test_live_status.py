@@ -13,6 +13,7 @@ from tests.scheduler.test_bind_claims import make, make_pod
 from tests.scheduler.test_scheduler_in_a_cluster import bound, create, gang, play, until_bound
 
 from spinney.api.core import Event, Pod
+from spinney.api.meta import find_condition
 from spinney.api.podgang import PodGang
 from spinney.api.podgroup import PodGroup, UpstreamPodGroup
 from spinney.api.queue import Queue
@@ -116,6 +117,47 @@ def test_queues_say_what_they_have_and_want_and_nothing_more_often_than_it_chang
         assert len(again) == len(writes)
 
     play(scene)
+
+
+def test_a_gang_that_waits_for_long_says_for_what_and_is_not_called_unschedulable() -> None:
+    async def scene(cluster: SimulatedCluster) -> None:
+        metadata = {"annotations": {"pod-group-name": "late"}}
+        for at in range(2):
+            await make_pod(cluster, f"late-{at}", metadata=metadata)
+        await asyncio.sleep(5)
+        writes = len(cluster.transport.writes)
+        await asyncio.sleep(15)
+        pod = await cluster.client.get(Pod, "late-1", "default")
+        condition = find_condition(pod.status.conditions, "PodScheduled")
+        assert condition is not None
+        assert (condition.reason, condition.message) == (
+            "Waiting",
+            "waits for PodGroup default/late",
+        )
+        assert len(cluster.transport.writes) == writes + 3, "two conditions and one event"
+        await make(cluster, PodGroup, "late", spec={"minMember": 3})
+        await asyncio.sleep(30)
+        found = await cluster.client.get(PodGroup, "late", "default")
+        (said,) = found.status.scheduling_conditions
+        assert "waits for pods of group" in said.message
+        await make_pod(cluster, "late-2", metadata=metadata)
+        await until_bound(cluster, 3)
+        await asyncio.sleep(1)
+        found = await cluster.client.get(PodGroup, "late", "default")
+        assert found.status.scheduling_conditions == []
+
+    play(scene)
+
+
+def test_a_pod_on_its_own_is_reported_where_it_went() -> None:
+    async def scene(cluster: SimulatedCluster) -> list[tuple[str, str]]:
+        await make_pod(cluster, "alone")
+        await until_bound(cluster, 1)
+        await asyncio.sleep(1)
+        found = (await cluster.client.list(Event, "default")).items
+        return [(e.reason, e.message) for e in found if e.involved_object.name == "alone"]
+
+    assert ("Scheduled", "placed on n0") in play(scene)
 
 
 def test_a_gang_of_labels_alone_is_reported_in_one_event() -> None:

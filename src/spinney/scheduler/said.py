@@ -29,6 +29,7 @@ GangObject = PodGang | PodGroup | UpstreamPodGroup
 SCHEDULED = "Scheduled"
 GROUP_SCHEDULED = "PodGroupScheduled"
 UNSCHEDULABLE = "Unschedulable"
+WAITING = "Waiting"
 PLACED = "Placed"
 ON_NODE_POOL = "UnschedulableOnNodePool"
 DEFAULT_POOL = "default"
@@ -45,6 +46,15 @@ class Said:
     message: str
     score: float | None = None
     pool: str = ""
+    waiting: bool = False
+    """Whether it is not to be judged yet: pods, or an object that describes it, are missing."""
+
+    @property
+    def reason(self) -> str:
+        """One word for it."""
+        if self.placed:
+            return PLACED
+        return WAITING if self.waiting else UNSCHEDULABLE
 
 
 def with_said(obj: GangObject, said: Said, now: str) -> GangObject | None:
@@ -55,7 +65,7 @@ def with_said(obj: GangObject, said: Said, now: str) -> GangObject | None:
     wanted = Condition(
         type=kind,
         status=str(said.placed),
-        reason=PLACED if said.placed else UNSCHEDULABLE,
+        reason=said.reason,
         message=said.message,
         observed_generation=obj.metadata.generation,
     )

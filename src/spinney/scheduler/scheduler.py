@@ -12,6 +12,7 @@ One cycle runs at a time, and it ends when its bindings are answered.
 from __future__ import annotations
 
 import asyncio
+import functools
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,49 +21,34 @@ from spinney.api.grove import ClusterTopologyBinding
 from spinney.api.meta import KubeObject
 from spinney.api.podgang import PodGang
 from spinney.api.queue import Queue
-from spinney.clock import parse_rfc3339
-from spinney.kube.errors import ApiError
-from spinney.kube.transport import TransportError
 from spinney.log import get_logger
 from spinney.scheduler.bind_claims import ClaimBinder
 from spinney.scheduler.binder import Binder
 from spinney.scheduler.cache import Cache
 from spinney.scheduler.config import SchedulerConfig
 from spinney.scheduler.cycle import CycleResult, run_cycle
-from spinney.scheduler.evictor import EVICTED_EVENT, Evictor
+from spinney.scheduler.evictor import Evictor
 from spinney.scheduler.nominations import recovered, wanted
 from spinney.scheduler.optional_kinds import LOOK_AGAIN_S, OptionalKinds
-from spinney.scheduler.queue_reports import QueueReports
-from spinney.scheduler.queues.status import queue_statuses
+from spinney.scheduler.reporter import RETRY_S, Reporter
 from spinney.scheduler.scheduler_metrics import SchedulerMetrics
-from spinney.scheduler.session import Session
-from spinney.scheduler.sources.objects import object_of
-from spinney.scheduler.status import StatusWriter
-from spinney.scheduler.topology.placement_score import placement_score
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from prometheus_client import CollectorRegistry
 
     from spinney.kube.controller import Controller, Runtime
     from spinney.kube.events import EventRecorder
     from spinney.kube.informer import Change
-    from spinney.scheduler.gangs import Gang
     from spinney.scheduler.memory import Memory
-    from spinney.scheduler.said import GangObject
     from spinney.scheduler.snapshot import Snapshot
-    from spinney.scheduler.verdict import Binding, Eviction, Verdict
+    from spinney.scheduler.verdict import Binding, Eviction
 
 DEBOUNCE_S = 0.02
 """How long a cycle waits for further changes after the first."""
-RETRY_S = 1.0
-"""When to try again after writes failed, if nothing else makes a cycle due."""
 MAX_RETRY_S = 60.0
 """The longest wait before a gang whose bindings are refused again and again is tried again."""
-CONCURRENT_PATCHES = 32
-"""Pods that are told at a time why they have no node, or which is kept for them."""
-
 KEY = "cluster"
 
 K = TypeVar("K", bound=KubeObject)
@@ -84,27 +70,32 @@ class Scheduler:
         self._cache = Cache(self._config.scheduler_names, self._config.pool_label)
         claims = ClaimBinder(runtime.client, self._cache)
         self._binder = Binder(runtime.client, self._cache, claims)
-        self._status = StatusWriter(runtime.client, runtime.clock, events, self._config.pool)
         self._metrics = SchedulerMetrics(registry)
         self._memory: Memory | None = None
         """None until the first cycle."""
         self._clock = runtime.clock
-        self._events = events
         self._held_off: dict[str, tuple[float, float]] = {}
         """Gang whose bindings were refused to when they may be sent again, and the wait until then,
         in loop time."""
-        self._unsettled: set[str] = set()
-        """Gangs of which something changed since their condition was looked at."""
-        self._told: dict[str, Verdict] = {}
-        """By gang: the verdict that is written down, with all its pods."""
         self._due = False
         self._pods = runtime.informer(Pod)
         self._gangs = runtime.informer(PodGang)
         self._queues = runtime.informer(Queue)
-        self._reports = QueueReports(runtime.client, runtime.clock, self._queues)
         self._evictor = Evictor(runtime.client, runtime.clock, events, self._cache, self._pods)
         self._controller: Controller = runtime.controller("scheduler", self)
         self._kinds = OptionalKinds(runtime, self._cache, self._make_due)
+        self._reporter = Reporter(
+            runtime,
+            events,
+            self._config,
+            self._cache,
+            self._kinds,
+            self._metrics,
+            functools.partial(self._controller.enqueue, KEY),
+            pods=self._pods,
+            gangs=self._gangs,
+            queues=self._queues,
+        )
         self._watch(runtime)
 
     def _watch(self, runtime: Runtime) -> None:
@@ -147,11 +138,9 @@ class Scheduler:
         else:
             self._cache.remove_pod(pod.key)
         after = self._cache.pod(pod.key)
-        if after is None or after.state != "pending":
-            self._status.forget_pod(pod.metadata.uid)
         if before == after and confirmed == self._cache.confirmed(pod.key):
             return
-        self._unsettled.update(found.gang for found in (before, after) if found and found.gang)
+        self._reporter.pod_changed(pod.metadata.uid, before, after)
         self._make_due()
 
     def _gang_changed(self, change: Change[PodGang]) -> None:
@@ -160,8 +149,7 @@ class Scheduler:
             self._cache.remove_gang(gang.key)
             return
         self._cache.set_gang(change.new)
-        self._unsettled.add(gang.key)
-        self._told.pop(gang.key, None)
+        self._reporter.gang_changed(gang.key)
         if change.old is None or change.old.spec != change.new.spec:
             self._make_due()
 
@@ -199,12 +187,12 @@ class Scheduler:
     async def _perform(self, result: CycleResult, snapshot: Snapshot) -> None:
         if result.bindings:
             await self._bind(result)
-        unsaid = await self._nominate(result.memory, snapshot)
+        unsaid = await self._reporter.nominate(wanted(result.memory, snapshot))
         if result.evictions:
             await self._evict(result.evictions, unsaid)
-        await self._tell_unplaced(result)
-        await self._settle()
-        await self._report_queues()
+        await self._reporter.tell_unplaced(result.verdicts)
+        await self._reporter.settle()
+        await self._reporter.report_queues(result.memory.usage)
 
     async def _bind(self, result: CycleResult) -> None:
         bindings = self._ready(result.bindings)
@@ -214,6 +202,7 @@ class Scheduler:
         log.info("gangs placed", gangs=len(gangs), pods=len(bindings))
         report = await self._binder.bind(bindings)
         self._metrics.count_binds(report)
+        self._reporter.tell_bound(report.bound)
         for gang in gangs - report.refused:
             self._held_off.pop(gang, None)
         for gang in report.refused:
@@ -239,24 +228,6 @@ class Scheduler:
         self._held_off = {**kept, gang: (now_s + wait_s, wait_s)}
         self._controller.enqueue(KEY, wait_s)
 
-    async def _nominate(self, memory: Memory, snapshot: Snapshot) -> set[str]:
-        """Say on pods which room is kept for them; return pods on which that did not work."""
-        told = self._cache.nominated
-        keep = wanted(memory, snapshot)
-        unsaid: set[str] = set()
-
-        async def tell(pod: Pod) -> None:
-            try:
-                await self._status.pod_nominated(pod, keep.get(pod.key, ""))
-            except (ApiError, TransportError) as error:
-                log.warning("pod's node is not nominated", pod=pod.key, error=str(error))
-                unsaid.add(pod.key)
-
-        await self._each_pending(sorted({*told, *keep}), tell)
-        if unsaid:
-            self._retry()
-        return unsaid
-
     async def _evict(self, evictions: Iterable[Eviction], unsaid: set[str]) -> None:
         """Evict for gangs whose pods know the room that is kept for them, and for no other.
 
@@ -274,114 +245,6 @@ class Scheduler:
             self._memory = self._memory.without_reservation(gang)
         if failed or unready:
             self._retry()
-        await self._tell_evicted([eviction for eviction in asked if eviction.pod not in lost])
-
-    async def _tell_evicted(self, evictions: Iterable[Eviction]) -> None:
-        for gang, found in {eviction.gang: eviction for eviction in evictions}.items():
-            obj, tree = self._object(gang), self._cache.judge(gang)
-            if obj is None:
-                continue
-            self._events.event(obj, "Normal", EVICTED_EVENT, f"{found.action}: {found.message}")
-            if tree is not None and not tree.satisfied:
-                await self._status.gang_disrupted(obj, found.message)
-
-    def _object(self, gang: str) -> GangObject | None:
-        """Return the object that describes *gang*, if there is one with a status."""
-        return object_of(gang, self._gangs.get_key, self._kinds.get)
-
-    async def _tell_unplaced(self, result: CycleResult) -> None:
-        """Write down every verdict that is not what was written down before."""
-        before, self._told = self._told, {}
-        for key, verdict in result.verdicts.items():
-            if verdict.kind == "waiting" or not verdict.left:
-                continue
-            if before.get(key) is not verdict and not await self._tell(verdict):
-                self._controller.enqueue(KEY, RETRY_S)
-                continue
-            self._told[key] = verdict
-
-    async def _tell(self, verdict: Verdict) -> bool:
-        """Say on a gang and its pods why they have no node; return whether all of it is written."""
-        obj = self._object(verdict.gang)
-        if obj is not None and verdict.kind in ("unplaced", "pipelined"):
-            await self._status.gang_unplaced(obj, verdict.reason)
-        failed: list[str] = []
-
-        async def tell(pod: Pod) -> None:
-            report = obj is None and pod.key == verdict.left[0]
-            try:
-                await self._status.pod_unplaced(pod, verdict.reason, report=report)
-            except (ApiError, TransportError) as error:
-                log.warning("pod's condition not written", pod=pod.key, error=str(error))
-                failed.append(pod.key)
-
-        await self._each_pending(verdict.left, tell)
-        return not failed
-
-    async def _each_pending(
-        self, keys: Iterable[str], work: Callable[[Pod], Awaitable[None]]
-    ) -> None:
-        """Do *work* on those of *keys* that have no node, several at a time."""
-        slots = asyncio.Semaphore(CONCURRENT_PATCHES)
-
-        async def one(pod: Pod) -> None:
-            async with slots:
-                await work(pod)
-
-        async with asyncio.TaskGroup() as group:
-            for key in keys:
-                pod = self._pods.get_key(key)
-                if pod is not None and not pod.spec.node_name:
-                    group.create_task(one(pod))
-
-    # How queues and gangs stand
-
-    async def _report_queues(self) -> None:
-        """Write the status of queues, unless that was done just now or is for all pools to do."""
-        if self._config.pool_label is not None or not self._queues.list():
-            return
-        assert self._memory is not None
-        loop_s = asyncio.get_running_loop().time()
-        if wait_s := self._reports.wait_s(loop_s):
-            self._controller.enqueue(KEY, wait_s)
-            return
-        config, usage = self._config, self._memory.usage
-        weight = config.usage_weight if usage is not None else 0.0
-        found = queue_statuses(self._cache.snapshot(self._clock.now()), usage, weight)
-        await self._reports.write(found, loop_s)
-
-    async def _settle(self) -> None:
-        """Write the condition of gangs whose minimum the API confirms to be on nodes."""
-        unsettled = sorted(self._unsettled)
-        trees = {key: tree for key in unsettled if (tree := self._cache.judge(key)) is not None}
-        standing = {key: tree for key, tree in trees.items() if self._confirmed(tree)}
-        self._unsettled.difference_update(key for key in unsettled if key not in standing)
-        if not standing:
-            return
-        session = Session(self._cache.snapshot(), self._config)
-        for key, tree in standing.items():
-            obj = self._object(key)
-            self._unsettled.discard(key)
-            if obj is not None:
-                await self._settle_one(key, obj, session, tree)
-
-    async def _settle_one(self, key: str, obj: GangObject, session: Session, tree: Gang) -> None:
-        score = placement_score(session, tree)
-        try:
-            if await self._status.gang_placed(obj, score, _placed_text(tree)):
-                born = obj.metadata.creation_timestamp
-                waited_s = self._clock.now() - parse_rfc3339(born) if born else 0.0
-                self._metrics.wait_seconds.observe(max(0.0, waited_s))
-        except BaseException:
-            self._unsettled.add(key)
-            raise
-
-    def _confirmed(self, gang: Gang) -> bool:
-        leaves = list(gang.root.leaves())
-        pods = [pod for leaf in leaves for pod in leaf.active]
-        return bool(pods) and gang.satisfied and all(self._cache.confirmed(pod.key) for pod in pods)
-
-
-def _placed_text(gang: Gang) -> str:
-    pods = [pod for leaf in gang.root.leaves() for pod in leaf.active]
-    return f"placed {len(pods)} pods on {len({pod.node for pod in pods})} nodes"
+        await self._reporter.tell_evicted(
+            [eviction for eviction in asked if eviction.pod not in lost]
+        )

@@ -17,6 +17,7 @@ from spinney.kube.errors import ConflictError, NotFoundError
 from spinney.scheduler.said import (
     SCHEDULED,
     UNSCHEDULABLE,
+    WAITING,
     Said,
     is_said_placed,
     said_before,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from spinney.api.core import Pod
+    from spinney.api.meta import KubeObject
     from spinney.clock import Clock
     from spinney.kube.client import KubeClient
     from spinney.kube.events import EventRecorder
@@ -56,13 +58,14 @@ class StatusWriter:
         self._nominated: dict[str, str] = {}
         """Uid of a pod to the node it was told is kept for it, likewise."""
 
-    async def gang_unplaced(self, gang: GangObject, reason: str) -> None:
+    async def gang_unplaced(self, gang: GangObject, reason: str, *, waiting: bool = False) -> None:
         """Say on *gang* why it is not placed, and report it if that is news: other figures are
         not."""
         before = said_before(gang)
-        wrote = await self._write(gang, Said(placed=False, message=reason, pool=self._pool))
+        said = Said(placed=False, message=reason, pool=self._pool, waiting=waiting)
+        wrote = await self._write(gang, said)
         if wrote and same_but_for_figures(before) != same_but_for_figures(reason):
-            self._events.event(gang, "Warning", FAILED_EVENT, reason)
+            self._report(gang, reason, waiting=waiting)
 
     async def gang_placed(self, gang: GangObject, score: float, text: str) -> bool:
         """Say on *gang* that its minimum is on nodes, and how good the placement is.
@@ -85,11 +88,20 @@ class StatusWriter:
         """Say on *gang* that pods of its minimum are being evicted."""
         await self._change(gang, lambda found, now: with_disruption(found, message, now))
 
-    async def pod_unplaced(self, pod: Pod, reason: str, *, report: bool) -> None:
+    def _report(self, obj: KubeObject, reason: str, *, waiting: bool) -> None:
+        if waiting:
+            self._events.event(obj, "Normal", WAITING, reason)
+        else:
+            self._events.event(obj, "Warning", FAILED_EVENT, reason)
+
+    async def pod_unplaced(
+        self, pod: Pod, reason: str, *, report: bool, waiting: bool = False
+    ) -> None:
         """Say on *pod* why it has no node; *report* it as an event too. Other figures are no news:
         those of the moment are on the gang."""
         found = find_condition(pod.status.conditions, POD_SCHEDULED)
-        said = found.message if found and found.reason == UNSCHEDULABLE else ""
+        word = WAITING if waiting else UNSCHEDULABLE
+        said = found.message if found and found.reason == word else ""
         known = {
             same_but_for_figures(text) for text in (said, self._told.get(pod.metadata.uid, ""))
         }
@@ -100,7 +112,7 @@ class StatusWriter:
         condition = {
             "type": POD_SCHEDULED,
             "status": "False",
-            "reason": UNSCHEDULABLE,
+            "reason": word,
             "message": reason,
             "lastTransitionTime": since,
         }
@@ -108,7 +120,7 @@ class StatusWriter:
             return
         self._told[pod.metadata.uid] = reason
         if report:
-            self._events.event(pod, "Warning", FAILED_EVENT, reason)
+            self._report(pod, reason, waiting=waiting)
 
     async def pod_nominated(self, pod: Pod, node: str) -> None:
         """Say on *pod* that room is kept for it on *node*; an empty name takes that back."""
