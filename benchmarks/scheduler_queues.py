@@ -1,7 +1,7 @@
 """CPU time of queues and evictions.
 
 ``OPENBLAS_NUM_THREADS=1 python benchmarks/scheduler_queues.py`` prints it; ``quick`` leaves out
-what has more than 200 nodes.
+what has more than 200 nodes, ``large`` prints only what has 1,000, 5,000 and 12,500.
 
 Clusters are racks of 2 nodes, 8 racks a block, 8 GPUs a node, full of single-GPU pods of a queue
 without quota, unless a line says otherwise. Times are milliseconds of process CPU of one cycle with
@@ -188,7 +188,39 @@ def others() -> None:
     )
 
 
+def half_full(count: int) -> dict[str, Any]:
+    """Return nodes that run two gangs of 2 GPUs each: half of what they have, on all of them."""
+    found = full(count, 2, 2)
+    found["pods"] = [{**pod, "labels": {}} for pod in found["pods"]]
+    del found["queues"]
+    return found
+
+
+def large(count: int) -> None:
+    """Print the rows of a large cluster, all of it in use unless a line says otherwise."""
+    print(f"{count} nodes")
+    line("take back one GPU", full(count, gangs=[gang("g", 1, 1)]), "", 2)
+    line("take back a tenth of the nodes", full(count, gangs=[gang("g", count // 10, 8)]), "", 1)
+    block = gang("g", 8, 8, required="block")
+    line("take back 8 whole nodes of one block", full(count, gangs=[block]), "", 2)
+    singles = [gang(f"g{at}", 1, 1) for at in range(200)]
+    line("take back for 200 single pods", full(count, gangs=singles), "", 1)
+    wide = gang("g", count // 2, 8, required="block")
+    line("hopeless: half of the nodes in one block", full(count, gangs=[wide]), "", 2)
+    apart = gang("g", count + 1, 1, labels={"app": "apart"}, spec=APART)
+    line("hopeless: a pod more than nodes, apart", full(count, gangs=[apart]), "", 2)
+    scattered = half_full(count)
+    scattered["gangs"] = [gang("g", 8, 8, "")]
+    line("move gangs for 8 whole nodes, half full", scattered, "", 1)
+    scattered["gangs"] = [gang("g", 2, 8, "", required="rack")]
+    line("move gangs for one whole rack, half full", scattered, "", 1)
+
+
 if __name__ == "__main__":
+    if sys.argv[1:] == ["large"]:
+        for size in (1000, 5000, 12500):
+            large(size)
+        sys.exit()
     quick = sys.argv[1:] == ["quick"]
     reclaims((10, 50, 100, 200) if quick else (10, 50, 100, 200, 500, 1000))
     others()

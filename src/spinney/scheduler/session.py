@@ -122,6 +122,7 @@ class Session:
         check("score", [name for name, _ in self.config.scores], SCORES)
         self._room_filters = [ROOM_FILTERS[f] for f in self.config.filters if f in ROOM_FILTERS]
         self._classes: dict[tuple[Shape, str, tuple[tuple[str, str], ...]], PodClass] = {}
+        self._amounts: dict[int, Amounts] = {}
         self._room: dict[int, NDArray[np.int64]] = {}
         self._seen: dict[int, int] = {}
         """Class number to the length of the statement's touch log that its room reflects."""
@@ -158,7 +159,7 @@ class Session:
 
     def pods_amount(self, pods: Iterable[PodInfo]) -> Amounts:
         """Return what *pods* count for in a queue."""
-        return pods_amount(pods, self.layout.gpu_memory_mib)
+        return pods_amount(pods, self.layout.gpu_memory_mib, self._amounts)
 
     def wake(self, at: float) -> None:
         """Note that at the time *at* a cycle may find something else."""

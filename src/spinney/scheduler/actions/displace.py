@@ -150,9 +150,12 @@ class _Attempt:
         return near if len(near) < len(units) and self.works(near) else units
 
     def thinned(self, units: Sequence[Unit]) -> Sequence[Unit]:
-        """Return *units* without those that need not go, looking at the last of them first."""
+        """Return *units* without those that need not go, looking at the last of them first.
+
+        No more of them are looked at than sets may be tried.
+        """
         kept = list(units)
-        for unit in reversed(units):
+        for unit in units[: -self.session.config.victim_trials - 1 : -1]:
             if self.trials <= 0 or len(kept) < 2:
                 break
             if unit not in kept:

@@ -51,8 +51,6 @@ def reclaim(session: Session, previous: Mapping[str, Verdict]) -> Iterator[Verdi
         return
     pools: dict[str, Stacks] = {}
     families: dict[str, set[str]] = {}
-    for gang in session.snapshot.standing:
-        families.setdefault(family(gang), set()).add(gang.key)
 
     def may(wish: Wish) -> bool:
         return _entitled(ledger, wish.gang, wish.amount)
@@ -61,6 +59,8 @@ def reclaim(session: Session, previous: Mapping[str, Verdict]) -> Iterator[Verdi
         queue = ledger.tree.path(wish.gang.queue)[0]
         if queue not in pools:
             pools[queue] = _stacks(session, ledger, queue)
+        if not families:
+            families.update(_families(session))
         spared = families.get(family(wish.gang), set())
         return _choose(session, ledger, wish, _Pool(session, pools[queue], spared))
 
@@ -68,6 +68,13 @@ def reclaim(session: Session, previous: Mapping[str, Verdict]) -> Iterator[Verdi
         return _returned(session, ledger, wish)
 
     yield from make_room(session, "reclaim", may, choose, explain)
+
+
+def _families(session: Session) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for gang in session.snapshot.standing:
+        found.setdefault(family(gang), set()).add(gang.key)
+    return found
 
 
 def _entitled(ledger: Ledger, gang: Gang, amount: Amounts) -> bool:

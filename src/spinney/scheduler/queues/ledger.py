@@ -28,7 +28,6 @@ from spinney.scheduler.queues.model import (
     minus,
     plus,
     shape_amount,
-    times,
     within,
 )
 from spinney.scheduler.shapes import SHARED_GPU
@@ -48,15 +47,23 @@ UNITS = (1000, 1, 1000)
 _WORDS = {"GPUs": 1000, "CPUs": 1000, "memory": 1000 * 2**30}
 
 
-def pods_amount(pods: Iterable[PodInfo], gpu_memory_mib: int = 0) -> Amounts:
-    """Return what *pods* count for together in a cluster whose smallest GPUs have that memory."""
-    counts: dict[int, list[PodInfo]] = {}
+def pods_amount(
+    pods: Iterable[PodInfo], gpu_memory_mib: int = 0, known: dict[int, Amounts] | None = None
+) -> Amounts:
+    """Return what *pods* count for together in a cluster whose smallest GPUs have that memory.
+
+    *known* remembers what pods of a shape count for while the shapes are alive.
+    """
+    known = {} if known is None else known
+    gpus = cpu = memory = 0
     for pod in pods:
-        counts.setdefault(id(pod.shape), []).append(pod)
-    total = NOTHING
-    for alike in counts.values():
-        total = plus(total, times(shape_amount(alike[0].shape, gpu_memory_mib), len(alike)))
-    return total
+        amount = known.get(id(pod.shape))
+        if amount is None:
+            amount = known[id(pod.shape)] = shape_amount(pod.shape, gpu_memory_mib)
+        gpus += amount[0]
+        cpu += amount[1]
+        memory += amount[2]
+    return (gpus, cpu, memory)
 
 
 class Ledger:
@@ -73,6 +80,7 @@ class Ledger:
         self._snapshot = snapshot
         self._usage = usage
         self._history = history
+        self._by_shape: dict[int, Amounts] = {}
         names = self.tree.queues
         self.allocated: dict[str, Amounts] = dict.fromkeys(names, NOTHING)
         """By queue, those below included."""
@@ -86,7 +94,7 @@ class Ledger:
             self.enter(gang, self._amount(active))
 
     def _amount(self, pods: Iterable[PodInfo]) -> Amounts:
-        return pods_amount(pods, self._snapshot.layout.gpu_memory_mib)
+        return pods_amount(pods, self._snapshot.layout.gpu_memory_mib, self._by_shape)
 
     # Entries
 
