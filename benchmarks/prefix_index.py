@@ -43,39 +43,46 @@ def measure(workers: int, blocks: int) -> str:
         index.apply(name, [stored(own, None, system)])
         parents[name] = own[-1]
     rounds = max(1, blocks // (workers * OWN_BLOCKS))
-    conversations: list[list[int]] = []
+    seeds: list[int] = []
     took_s, before_mb, first = 0.0, resident_mb(), next(next_name)
     for _ in range(rounds):
         events = []
         for name in names:
-            tokens = [rng.randrange(50_000) for _ in range(OWN_BLOCKS * BLOCK_SIZE)]
+            seed = rng.getrandbits(32)
+            tokens = conversation(seed)
             own = [next(next_name) for _ in range(OWN_BLOCKS)]
             events.append((name, stored(own, parents[name], tokens)))
-            if len(conversations) < LOOKUPS:
-                conversations.append(tokens)
-        began_s = time.perf_counter()
+            if len(seeds) < LOOKUPS:
+                seeds.append(seed)
+        began_s = time.thread_time()
         for name, event in events:
             index.apply(name, [event])
-        took_s += time.perf_counter() - began_s
+        took_s += time.thread_time() - began_s
     count = rounds * workers * OWN_BLOCKS
     grown = resident_mb() - before_mb
-    found_us = [look_up(index, system + tokens) for tokens in conversations]
-    shared_us = [look_up(index, system + [each + 1 for each in c]) for c in conversations]
-    began_s = time.perf_counter()
+    asked = [conversation(seed) for seed in seeds]
+    found_us = [look_up(index, system + tokens) for tokens in asked]
+    shared_us = [look_up(index, system + [each + 1 for each in tokens]) for tokens in asked]
+    began_s = time.thread_time()
     removed = list(range(first + 1, first + 1 + min(count, 100_000)))
     for name in names[:1]:
         index.apply(name, [BlockRemoved(removed)])
-    remove_s = time.perf_counter() - began_s
+    remove_s = time.thread_time() - began_s
     return (
         f"{workers:8}{count:11}{count / took_s:12.0f}{len(removed) / remove_s:12.0f}"
         f"{1e6 * grown / count:9.0f}{median(found_us):14.0f}{median(shared_us):14.0f}"
     )
 
 
+def conversation(seed: int) -> list[int]:
+    rng = random.Random(seed)
+    return [rng.randrange(50_000) for _ in range(OWN_BLOCKS * BLOCK_SIZE)]
+
+
 def look_up(index: BlockIndex, tokens: list[int]) -> float:
-    began_s = time.perf_counter()
+    began_s = time.thread_time()
     index.cached_tokens(tokens)
-    return 1e6 * (time.perf_counter() - began_s)
+    return 1e6 * (time.thread_time() - began_s)
 
 
 def median(values: list[float]) -> float:

@@ -32,8 +32,9 @@ _MEDIUMS = (None, "GPU")
 
 @dataclass(slots=True, eq=False)
 class _Holder:
-    """One worker: its bit in the masks, and its names for the blocks it has."""
+    """One worker: its slot, its bit in masks, and its names for the blocks it has."""
 
+    slot: int
     bit: int
     names: dict[int | bytes, int] = field(default_factory=dict)
     block_size: int = 0
@@ -44,9 +45,12 @@ class BlockIndex:
 
     def __init__(self, max_blocks_per_worker: int = MAX_BLOCKS_PER_WORKER) -> None:
         self._most = max_blocks_per_worker
-        self._masks: dict[int, int] = {}
+        self._holding: dict[int, int] = {}
+        """By block the slot of the worker that has it; of several, the negative of their mask.
+        Most blocks have one, and its number takes no memory of its own."""
         self._holders: dict[str, _Holder] = {}
         self._slots: list[str] = []
+        self._bits: list[int] = []
         self._free: list[int] = []
         self._sizes: Counter[int] = Counter()
         self.orphans = 0
@@ -54,7 +58,7 @@ class BlockIndex:
 
     def __len__(self) -> int:
         """Return how many blocks are indexed; one that two workers have counts once."""
-        return len(self._masks)
+        return len(self._holding)
 
     def blocks(self, worker: str) -> int:
         """Return how many blocks *worker* is known to have."""
@@ -80,13 +84,12 @@ class BlockIndex:
             return
         self._clear(holder)
         self._note_size(holder, 0)
-        slot = holder.bit.bit_length() - 1
-        self._slots[slot] = ""
-        self._free.append(slot)
+        self._slots[holder.slot] = ""
+        self._free.append(holder.slot)
 
     def cached_tokens(self, tokens: Sequence[int]) -> dict[str, int]:
         """Return how many of *tokens* each worker has in a row, for those that have some."""
-        if not self._masks or not tokens:
+        if not self._holding or not tokens:
             return {}
         try:
             data = array("Q", tokens).tobytes()
@@ -98,12 +101,14 @@ class BlockIndex:
         return found
 
     def _look_up(self, data: bytes, size: int, found: dict[str, int]) -> None:
-        masks, step, parent = self._masks, size * 8, _ROOT
+        holders, bits, step, parent = self._holding, self._bits, size * 8, _ROOT
         holding = -1
         depth = 0
         for begin in range(0, min(len(data) - step + 1, MAX_DEPTH * step), step):
             parent = _digest(parent + data[begin : begin + step])
-            still = holding & masks.get(int.from_bytes(parent, "big"), 0)
+            entry = holders.get(int.from_bytes(parent, "big"))
+            mask = 0 if entry is None else bits[entry] if entry >= 0 else -entry
+            still = holding & mask
             if still != holding and depth:
                 self._found(holding & ~still, depth * size, found)
             holding = still
@@ -129,7 +134,8 @@ class BlockIndex:
         else:
             slot = len(self._slots)
             self._slots.append(worker)
-        holder = self._holders[worker] = _Holder(1 << slot)
+            self._bits.append(1 << slot)
+        holder = self._holders[worker] = _Holder(slot, self._bits[slot])
         return holder
 
     def _note_size(self, holder: _Holder, size: int) -> None:
@@ -165,12 +171,18 @@ class BlockIndex:
             self._hold(holder, name, int.from_bytes(parent, "big"))
 
     def _hold(self, holder: _Holder, name: int | bytes, block: int) -> None:
-        names, masks = holder.names, self._masks
+        names, holding = holder.names, self._holding
         before = names.get(name)
         if before is not None and before != block:
             self._drop(holder, name)
         names[name] = block
-        masks[block] = masks.get(block, 0) | holder.bit
+        entry = holding.get(block)
+        if entry is None:
+            holding[block] = holder.slot
+        elif entry < 0:
+            holding[block] = -(-entry | holder.bit)
+        elif entry != holder.slot:
+            holding[block] = -(self._bits[entry] | holder.bit)
         if len(names) > self._most:
             self._drop(holder, next(iter(names)))
 
@@ -178,11 +190,16 @@ class BlockIndex:
         block = holder.names.pop(name, None)
         if block is None:
             return
-        mask = self._masks.get(block, 0) & ~holder.bit
-        if mask:
-            self._masks[block] = mask
+        entry = self._holding.get(block)
+        if entry is None:
+            return
+        mask = (self._bits[entry] if entry >= 0 else -entry) & ~holder.bit
+        if not mask:
+            del self._holding[block]
+        elif mask & (mask - 1):
+            self._holding[block] = -mask
         else:
-            self._masks.pop(block, None)
+            self._holding[block] = mask.bit_length() - 1
 
     def _remove(self, holder: _Holder, event: BlockRemoved) -> None:
         if event.medium in _MEDIUMS and not event.group_idx:

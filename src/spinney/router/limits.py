@@ -55,7 +55,7 @@ class Limits:
     """How long it has to answer that; then what waits for it is given up."""
     max_prefill_attempts: int = 2
     """Prefill workers tried for each decode attempt; then the decode worker prefills."""
-    max_migrations: int = 3
+    max_migrations: int = 5
     """Workers that may go on with one stream, after its first worker broke off; 0 lets none."""
     retry_ratio: float = 0.2
     """Retries per request that are sustained over time, all requests together."""
