@@ -261,19 +261,8 @@ def assemble(
             recompute=settings.recompute,
         )
     )
-    transfer = None
-    if settings.role != "decode" and backend.serves_pulls:
-        transfer = TransferServer(
-            service, settings.kv_bind_host, settings.kv_port, memory=backend.memory
-        )
-    model = ServedModel(
-        names=names,
-        root=str(backend.directory),
-        role=settings.role,
-        limits=backend.limits,
-        endpoint=_endpoint(settings, transfer),
-        engine_id=settings.engine_id,
-    )
+    transfer = _transfer(settings, backend, service)
+    model = _served_model(settings, backend, names, transfer)
     traces = CallTracer(tracer, timer, engine_id=settings.engine_id, role=settings.role)
     app = EngineApp(
         service,
@@ -285,6 +274,30 @@ def assemble(
         traces=traces,
     )
     return Engine(settings, service, core, app, transfer, publisher, backend, model)
+
+
+def _transfer(
+    settings: EngineSettings, backend: Backend, service: EngineService
+) -> TransferServer | None:
+    if settings.role == "decode" or not backend.serves_pulls:
+        return None
+    return TransferServer(service, settings.kv_bind_host, settings.kv_port, memory=backend.memory)
+
+
+def _served_model(
+    settings: EngineSettings,
+    backend: Backend,
+    names: tuple[str, ...],
+    transfer: TransferServer | None,
+) -> ServedModel:
+    return ServedModel(
+        names=names,
+        root=str(backend.directory),
+        role=settings.role,
+        limits=backend.limits,
+        endpoint=_endpoint(settings, transfer),
+        engine_id=settings.engine_id,
+    )
 
 
 def make_executor(

@@ -94,6 +94,14 @@ class Call:
     include_usage: bool
 
 
+def _further_choice(first: GenerateRequest, choice: int, name: str) -> GenerateRequest:
+    """Return the request of another choice for the same prompt, whose blocks it will find."""
+    params = first.sampling
+    if params.seed is not None:
+        params = replace(params, seed=params.seed + choice)
+    return replace(first, request_id=name, sampling=params, follows=first.request_id)
+
+
 @dataclass(frozen=True, slots=True)
 class Transfer:
     """What becomes of a request's KV: pulled from *remote*, or leased, perhaps *lease_as*."""
@@ -343,25 +351,20 @@ class EngineApp:
             resumed = protocol.resumed_tokens(
                 request, prompt, len(prompts) * choices, length, self._model.limits
             )
-            leader: str | None = None
-            for choice in range(choices):
-                params = protocol.sampling_params(request, length, logprobs, self._model.limits)
-                if params.seed is not None and choice:
-                    params = replace(params, seed=params.seed + choice)
+            params = protocol.sampling_params(request, length, logprobs, self._model.limits)
+            first = GenerateRequest(
+                f"{call_id}-{len(requests)}-{self._ids.suffix()}",
+                tuple(prompt),
+                params,
+                transfer.remote,
+                transfer.lease,
+                resumed=resumed,
+                lease_as=transfer.lease_as,
+            )
+            requests.append(first)
+            for choice in range(1, choices):
                 name = f"{call_id}-{len(requests)}-{self._ids.suffix()}"
-                requests.append(
-                    GenerateRequest(
-                        name,
-                        tuple(prompt),
-                        params,
-                        transfer.remote,
-                        transfer.lease,
-                        leader,
-                        resumed,
-                        transfer.lease_as,
-                    )
-                )
-                leader = leader or name
+                requests.append(_further_choice(first, choice, name))
         options = request.stream_options
         return Call(
             call_id,
