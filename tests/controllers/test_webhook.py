@@ -9,6 +9,7 @@ import copy
 import io
 import random
 import re
+import shutil
 import ssl
 import sys
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,9 @@ from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spinney.api import codec
 from spinney.api.admission import AdmissionRequest
+from spinney.api.core import CustomResourceDefinition
 from spinney.api.crd import crd_documents
 from spinney.api.grove import (
     ClusterTopologyBinding,
@@ -32,6 +35,7 @@ from spinney.api.grove import (
 )
 from spinney.api.grove_admission import GroveAdmission
 from spinney.api.grove_authorizer import GroveAuthorizer
+from spinney.api.resource import Resource
 from spinney.clock import SystemClock
 from spinney.cmd.main import main
 from spinney.controllers.admission.app import (
@@ -513,52 +517,108 @@ def test_the_command_prints_configurations_with_the_authority_it_made(tmp_path, 
     assert config["service"] == {"namespace": "ns", "name": "hook", "port": 443, "path": "/mutate"}
 
 
+def configuration_kind(which: str) -> CustomResourceDefinition:
+    """The embedded API server does not serve these kinds itself: it calls no webhooks."""
+    kind, group = f"{which}WebhookConfiguration", "admissionregistration.k8s.io"
+    plural = f"{kind.lower()}s"
+    schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    version = {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}
+    names = {"kind": kind, "listKind": f"{kind}List", "plural": plural, "singular": kind.lower()}
+    spec = {"group": group, "scope": "Cluster", "names": names, "versions": [version]}
+    body = {"metadata": {"name": f"{plural}.{group}"}, "spec": spec}
+    return codec.from_dict(CustomResourceDefinition, body)
+
+
+async def with_program(tmp_path, arguments, scenario, *, kinds=()):
+    """Run the command beside an embedded API server; *scenario* takes it and a client."""
+    api = ApiServer(SystemClock(), RandomIds(random.Random(1)), definitions=crd_documents())
+    client = KubeClient(api)
+    for kind in kinds:
+        await client.create(kind)
+    trust = tls.credentials(tmp_path / "api", SystemClock().now())
+    server = HttpServer(api, trust, "127.0.0.1", 0)
+    serving = asyncio.create_task(server.run())
+    tls.write_kubeconfig(tmp_path / "kubeconfig", server.url, trust)
+    program = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "spinney.cmd.main", "--kubeconfig", tmp_path / "kubeconfig"),
+        *("webhook", "--host", "127.0.0.1", "--port", "0", "--tls-dir", tmp_path / "hook"),
+        *("--url", "https://127.0.0.1", *arguments),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        async with asyncio.timeout(30):
+            await scenario(program, client)
+    finally:
+        if program.returncode is None:
+            program.kill()
+            await program.wait()
+        server.stop()
+        await serving
+        await api.close()
+
+
+async def line_with(program, pattern):
+    while True:
+        line = (await program.stdout.readline()).decode()
+        assert line, "it ended"
+        if found := re.search(pattern, line):
+            return found
+
+
 @pytest.mark.e2e
 def test_the_command_serves_reviews_of_a_cluster_and_ends_when_asked(tmp_path):
-    async def run() -> None:
-        api = ApiServer(SystemClock(), RandomIds(random.Random(1)), definitions=crd_documents())
-        trust = tls.credentials(tmp_path / "api", SystemClock().now())
-        server = HttpServer(api, trust, "127.0.0.1", 0)
-        serving = asyncio.create_task(server.run())
-        tls.write_kubeconfig(tmp_path / "kubeconfig", server.url, trust)
-        program = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "spinney.cmd.main", "--kubeconfig", tmp_path / "kubeconfig"),
-            *("webhook", "--host", "127.0.0.1", "--port", "0", "--tls-dir", tmp_path / "hook"),
-            *("--url", "https://127.0.0.1"),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-        try:
-            assert program.stdout is not None
-            found = None
-            while found is None:
-                line = (await program.stdout.readline()).decode()
-                assert line, "it ended"
-                found = re.search(r"https://127\.0\.0\.1:\d+", line)
-            context = ssl.create_default_context(cafile=str(tmp_path / "hook" / "ca.crt"))
-            connector = aiohttp.TCPConnector(ssl=context)
-            async with aiohttp.ClientSession(found[0], connector=connector) as session:
-                ready = 503
-                while ready != 200:
-                    async with session.get("/readyz") as reply:
-                        ready = reply.status
-                    await asyncio.sleep(0.02)
-            program.terminate()
-            rest = await program.stdout.read()
-            assert (await program.wait(), rest) == (0, b"")
-        finally:
-            if program.returncode is None:
-                program.kill()
-                await program.wait()
-            server.stop()
-            await serving
-            await api.close()
+    async def scenario(program, client):
+        found = await line_with(program, r"https://127\.0\.0\.1:\d+")
+        context = ssl.create_default_context(cafile=str(tmp_path / "hook" / "ca.crt"))
+        connector = aiohttp.TCPConnector(ssl=context)
+        async with aiohttp.ClientSession(found[0], connector=connector) as session:
+            ready = 503
+            while ready != 200:
+                async with session.get("/readyz") as reply:
+                    ready = reply.status
+                await asyncio.sleep(0.02)
+        program.terminate()
+        rest = await program.stdout.read()
+        assert (await program.wait(), rest) == (0, b"")
 
-    async def bounded() -> None:
-        async with asyncio.timeout(30):
-            await run()
+    asyncio.run(with_program(tmp_path, (), scenario))
 
-    asyncio.run(bounded())
+
+@pytest.mark.e2e
+def test_the_command_registers_itself_and_does_so_again_with_a_new_authority(tmp_path):
+    kinds = [configuration_kind(which) for which in ("Mutating", "Validating")]
+
+    async def scenario(program, client):
+        for which in ("Mutating", "Validating"):
+            await line_with(program, f"registered .*kind={which}WebhookConfiguration")
+            plural = f"{which.lower()}webhookconfigurations"
+            resource = Resource(
+                "admissionregistration.k8s.io", "v1", f"{which}WebhookConfiguration", plural, False
+            )
+            found = await client.get(resource, "spinney-admission")
+            bundle = found["webhooks"][0]["clientConfig"]["caBundle"]
+            assert base64.b64decode(bundle) == (tmp_path / "hook" / "ca.crt").read_bytes()
+        program.terminate()
+        assert await program.wait() == 0
+
+    async def twice():
+        await with_program(tmp_path, ["--register"], scenario, kinds=kinds)
+        shutil.rmtree(tmp_path / "hook")
+        await with_program(tmp_path, ["--register"], scenario, kinds=kinds)
+
+    asyncio.run(twice())
+
+
+@pytest.mark.e2e
+def test_a_registration_that_is_refused_ends_the_command_with_the_reason(tmp_path):
+    async def scenario(program, client):
+        said = (await program.stdout.read()).decode()
+        assert await program.wait() == 1
+        assert "mutatingwebhookconfigurations" in said
+        assert "Traceback" not in said
+
+    asyncio.run(with_program(tmp_path, ["--register"], scenario))
 
 
 @pytest.mark.parametrize(

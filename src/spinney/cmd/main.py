@@ -130,7 +130,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILURE
     except SpinneyError as error:
         return _report(error)
+    except BaseExceptionGroup as group:
+        # Tasks that failed together: where all say what is wrong, the first one is enough.
+        said, faults = group.split(SpinneyError)
+        if said is None or faults is not None:
+            raise
+        return _report(_first(said))
     return result if isinstance(result, int) else 0
+
+
+def _first(error: BaseException) -> SpinneyError:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, SpinneyError)
+    return error
 
 
 def _report(error: SpinneyError) -> int:

@@ -22,13 +22,18 @@ from spinney.api.names import SPINNEY_SCHEDULER
 from spinney.clock import SystemClock
 from spinney.controllers.admission.app import WebhookApp
 from spinney.controllers.admission.lookup import Lookup
-from spinney.controllers.admission.manifests import ServiceAddress, webhook_manifests
+from spinney.controllers.admission.manifests import (
+    ServiceAddress,
+    register_webhook,
+    webhook_manifests,
+)
 from spinney.controllers.admission.server import WebhookServer
 from spinney.errors import BadInputError
 from spinney.kube.controller import Runtime
 from spinney.log import configure, get_logger
 
 if TYPE_CHECKING:
+    from spinney.api.resource import Unstructured
     from spinney.cli.session import Session
     from spinney.kube.client import KubeClient
 
@@ -61,6 +66,7 @@ class _Certificate:
 @click.option("--service", default="/".join(_SERVICE), help="NAMESPACE/NAME of the Service.")
 @click.option("--url", help="How the API server reaches it, instead of by a Service.")
 @click.option("--manifests", is_flag=True, help="Print the webhook configurations and exit.")
+@click.option("--register", is_flag=True, help="Apply the webhook configurations at the start.")
 @click.option(
     "--scheduler",
     "schedulers",
@@ -92,6 +98,7 @@ def webhook(
     service: str,
     url: str | None,
     manifests: bool,
+    register: bool,
     schedulers: tuple[str, ...],
     default_scheduler: str | None,
     topology: bool,
@@ -105,26 +112,23 @@ def webhook(
     policy = GrovePolicy(backends(schedulers), default_scheduler or schedulers[0], topology, mnnvl)
     authorizer = GroveAuthorizer(protect_for, frozenset(exempt)) if protect_for else None
     found = _certificate(tls_dir, tls_cert, tls_key, tls_ca, address)
+    authority = found.authority.read_bytes()
+    documents = webhook_manifests(address, authority, protects=authorizer is not None)
     if manifests:
-        authority = found.authority.read_bytes()
-        documents = webhook_manifests(address, authority, protects=authorizer is not None)
         click.echo(yaml.safe_dump_all(documents, sort_keys=False), nl=False)
         return
     configure(level=log_level)
-    asyncio.run(_run(session.connect(), GroveAdmission(policy), authorizer, found, host, port))
+    client = session.connect()
+    runtime = Runtime(client, SystemClock(), rng=Random(SystemRandom().getrandbits(64)))
+    lookup = Lookup(runtime, protects=authorizer is not None)
+    app = WebhookApp(lookup, GroveAdmission(policy), authorizer)
+    server = WebhookServer(app, certificate=found.certificate, key=found.key, host=host, port=port)
+    asyncio.run(_run(client, runtime, server, documents if register else []))
 
 
 async def _run(
-    client: KubeClient,
-    hook: GroveAdmission,
-    authorizer: GroveAuthorizer | None,
-    found: _Certificate,
-    host: str,
-    port: int,
+    client: KubeClient, runtime: Runtime, server: WebhookServer, documents: list[Unstructured]
 ) -> None:
-    runtime = Runtime(client, SystemClock(), rng=Random(SystemRandom().getrandbits(64)))
-    app = WebhookApp(Lookup(runtime, protects=authorizer is not None), hook, authorizer)
-    server = WebhookServer(app, certificate=found.certificate, key=found.key, host=host, port=port)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.stop)
@@ -132,8 +136,10 @@ async def _run(
     try:
         async with asyncio.TaskGroup() as group:
             watching = group.create_task(runtime.run())
+            registering = group.create_task(register_webhook(client, documents))
             await server.run()
             watching.cancel()
+            registering.cancel()
     finally:
         await client.close()
 

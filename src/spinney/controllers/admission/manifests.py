@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,17 +15,27 @@ from spinney.api.grove import (
     PodCliqueSet,
 )
 from spinney.api.grove_authorizer import PROTECTED
+from spinney.api.resource import Resource
 from spinney.controllers.admission.app import AUTHORIZE, MUTATE, VALIDATE
+from spinney.errors import SpinneyError
+from spinney.kube.errors import ApiError
+from spinney.kube.transport import TransportError
+from spinney.log import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from spinney.api.resource import Resource, Unstructured
+    from spinney.api.resource import Unstructured
+    from spinney.kube.client import KubeClient
+
+log = get_logger("webhook")
 
 NAME = "spinney-admission"
 DOMAIN = "admission.spinney.dev"
 TIMEOUT_S = 10
 """How long the API server waits; then it refuses the write."""
+RETRY_S = 2.0
+"""Between attempts to register while the API server cannot be reached."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +87,33 @@ def webhook_manifests(
         _configuration("Mutating", [webhook("defaults", MUTATE, [sets])]),
         _configuration("Validating", validating),
     ]
+
+
+async def register_webhook(client: KubeClient, documents: Iterable[Unstructured]) -> None:
+    """Apply configurations of `webhook_manifests`, waiting for an API server that is away.
+
+    Raises SpinneyError naming the one that the API server refuses.
+    """
+    for document in documents:
+        kind, name = document["kind"], document["metadata"]["name"]
+        group, _, version = document["apiVersion"].partition("/")
+        resource = Resource(group, version, kind, f"{kind.lower()}s", namespaced=False)
+        try:
+            await _apply_when_there(client, document, resource)
+        except ApiError as error:
+            raise SpinneyError(f"cannot register {resource.plural}/{name}: {error}") from error
+        log.info("registered", kind=kind, name=name)
+
+
+async def _apply_when_there(client: KubeClient, document: Unstructured, resource: Resource) -> None:
+    while True:
+        try:
+            await client.apply(document, resource, force=True)
+        except TransportError as error:
+            log.warning("cannot register yet", kind=resource.kind, error=str(error))
+            await asyncio.sleep(RETRY_S)
+        else:
+            return
 
 
 def _configuration(which: str, webhooks: list[Unstructured]) -> Unstructured:
