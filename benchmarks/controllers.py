@@ -145,7 +145,7 @@ SHAPES = {
         2,
         {"cliques": [role("worker", 2)]},
         (250, 500, 250, 0),
-        "created 22.2 s, ready 49.7 s; 250 to 500: 16.8 s, 40.7 s; 500 to 250: 31.2 s; to 0: 56.4 s",
+        "created 22.2 s, ready 49.7 s; 250 to 500: 16.8 s, 40.7 s; to 250: 31.2 s; to 0: 56.4 s",
     ),
     "groups": Shape("100 x 9, groups, topology", 100, 9, grouped(), (50, 100, 0)),
     "wide": Shape("100 x 10, one clique", 100, 10, {"cliques": [role("worker", 10)]}),

@@ -84,7 +84,7 @@ class BadConnection:
 class Guard:
     """Looks at what the controllers are about to write; `broken` has what they should not have."""
 
-    def __init__(self, inner: Transport, truth: KubeClient) -> None:
+    def __init__(self, inner: BadConnection, truth: KubeClient) -> None:
         self._inner = inner
         self._truth = truth
         self._disturbed_s = 0.0
@@ -96,7 +96,8 @@ class Guard:
         self._disturbed_s = asyncio.get_running_loop().time()
 
     async def send(self, request: ApiRequest) -> ApiResponse:
-        if asyncio.get_running_loop().time() - self._disturbed_s > FRESH_S:
+        calm_s = asyncio.get_running_loop().time() - self._disturbed_s
+        if calm_s > FRESH_S and not self._inner.lag_s:
             await self._look(request)
         return await self._inner.send(request)
 
@@ -105,6 +106,9 @@ class Guard:
 
     async def _look(self, request: ApiRequest) -> None:
         place = request.path.split("/")
+        if request.method in ("POST", "PATCH") and "podgangs" in place and place[-1] != "status":
+            at = place.index("podgangs")
+            await self._listing(request, place[at - 1], "".join(place[at + 1 :]))
         if "pods" not in place or place[-2] != "pods":
             return
         namespace, name = place[-3], place[-1]
@@ -127,8 +131,6 @@ class Guard:
         listed = {r.name for g in gang.spec.pod_groups for r in g.pod_references} if gang else set()
         if pod.name not in listed:
             self.broken.append(f"{pod.name} is released and its gang does not list it")
-        if gang is not None:
-            await self._has(gang, "is released", pod, scheduled=False)
         if "grove.io/base-podgang" in pod.labels:
             base = await self._gang(pod, "grove.io/base-podgang")
             if base is None:
@@ -136,13 +138,31 @@ class Guard:
             else:
                 await self._has(base, "is released before its base gang has nodes", pod)
 
-    async def _has(self, gang: PodGang, what: str, pod: Pod, *, scheduled: bool = True) -> None:
-        """Note where a gang has fewer pods, or fewer with nodes, than its minimum."""
+    async def _listing(self, request: ApiRequest, namespace: str, name: str) -> None:
+        """A gang lists pods for the first time when all its cliques have their minimum of them."""
+        body = msgspec.json.decode(request.body)
+        groups = (body.get("spec") or {}).get("podgroups") or ()
+        listed = [ref for group in groups for ref in group.get("podReferences") or ()]
+        try:
+            gang = await self._truth.get(PodGang, name or body["metadata"]["name"], namespace)
+            before = [ref for group in gang.spec.pod_groups for ref in group.pod_references]
+        except NotFoundError:
+            before = []
+        if not listed or before:
+            return
+        self.checked += 1
+        for group in groups:
+            labels = f"grove.io/podclique={group['name']}"
+            found = (await self._truth.list(Pod, namespace, labels=labels)).items
+            if sum(map(is_live, found)) < group.get("minReplicas", 0):
+                self.broken.append(f"a gang lists pods before there are those of {group['name']}")
+
+    async def _has(self, gang: PodGang, what: str, pod: Pod) -> None:
+        """Note where a gang has fewer pods with nodes than its minimum."""
         for group in gang.spec.pod_groups:
             found = [p for p in await self._pods(gang, group.name) if is_live(p)]
-            there = sum(map(is_scheduled, found)) if scheduled else len(found)
-            if there < group.min_replicas:
-                self.broken.append(f"{pod.name} {what}: {group.name} has {there}")
+            if sum(map(is_scheduled, found)) < group.min_replicas:
+                self.broken.append(f"{pod.name} {what}: {group.name} has too few")
 
     async def _removal(self, pod: Pod) -> None:
         """A pod that serves is given up while what its clique needs serves without it.

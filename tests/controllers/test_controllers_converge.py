@@ -7,7 +7,7 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from tests.controllers.farm import NS, Farm, clique, pcs, play
 
@@ -242,6 +242,45 @@ def _role(pod: Pod) -> str:
     suppress_health_check=[HealthCheck.too_slow],
 )
 @given(script=st.lists(steps, min_size=1, max_size=12), seed=st.integers(0, 1000))
+# A gate whose opening is refused once, and nothing else happens.
+@example(
+    script=[
+        Step("edit template", 26, 0, 0.3),
+        Step("delete pod", 6, 3, 6.0),
+        Step("fail pod", 20, 1, 6.0),
+        Step("edit counts", 9, 1, 0.001),
+        Step("crash pod", 23, 3, 0.03),
+        Step("crash pod", 4, 3, 0.0),
+        Step("conflicts api", 0, 1, 0.0),
+        Step("fail pod", 7, 0, 0.001),
+        Step("delete clique", 0, 2, 0.001),
+        Step("scale group", 27, 3, 0.0),
+        Step("edit counts", 24, 0, 2.0),
+        Step("busy api", 8, 1, 0.0),
+        Step("delete clique", 27, 2, 0.03),
+        Step("busy api", 28, 0, 2.0),
+    ],
+    seed=38378,
+)
+# A clique that goes while its watch is behind: pods for it are collected at once.
+@example(
+    script=[
+        Step("scale clique", 3, 3, 0.3),
+        Step("lag api", 15, 2, 2.0),
+        Step("scale set", 20, 3, 0.3),
+        Step("delete clique", 19, 3, 2.0),
+        Step("lag api", 18, 1, 2.0),
+        Step("delete clique", 10, 0, 2.0),
+        Step("delete clique", 19, 3, 2.0),
+        Step("scale clique", 2, 2, 2.0),
+        Step("scale set", 13, 0, 2.0),
+        Step("delete set", 10, 2, 0.001),
+        Step("restart controllers", 1, 2, 0.001),
+        Step("scale set", 12, 2, 2.0),
+        Step("delete clique", 10, 2, 0.3),
+    ],
+    seed=5822,
+)
 def test_whatever_happens_the_controllers_converge(script: list[Step], seed: int) -> None:
     async def scene(farm: Farm) -> None:
         await farm.apply(SERVICE)

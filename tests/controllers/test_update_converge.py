@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from tests.controllers.farm import NS, Farm, clique, pcs, play
 from tests.controllers.test_controllers_converge import Step, happen, wanted_pods
@@ -107,6 +107,61 @@ async def updated(farm: Farm) -> None:
     kind=st.sampled_from(["RollingRecreate", "Coherent"]),
     script=st.lists(steps, min_size=1, max_size=10),
     seed=st.integers(0, 1000),
+)
+# A scaled-in clique whose pod with the higher index stayed.
+@example(
+    kind="Coherent",
+    script=[
+        Step("scale group", 7, 0, 0.3),
+        Step("switch strategy", 1, 2, 0.8),
+        Step("scale clique", 5, 3, 2.0),
+        Step("switch strategy", 26, 2, 0.8),
+        Step("switch strategy", 27, 0, 0.0),
+        Step("switch strategy", 27, 0, 0.0),
+        Step("fail pod", 0, 0, 0.03),
+        Step("scale group", 15, 3, 0.3),
+        Step("scale clique", 7, 1, 0.0),
+        Step("scale clique", 17, 3, 0.03),
+        Step("end watches", 20, 0, 2.0),
+        Step("scale set", 2, 3, 0.3),
+        Step("edit template", 2, 0, 0.03),
+        Step("scale group", 15, 3, 0.3),
+    ],
+    seed=91474,
+)
+# A template that is changed there and back in the middle of a step.
+@example(
+    kind="Coherent",
+    script=[
+        Step("scale group", 7, 2, 0.0),
+        Step("edit template", 14, 1, 0.03),
+        Step("delete pod", 29, 1, 0.03),
+        Step("fail pod", 19, 1, 0.0),
+        Step("end watches", 3, 3, 0.3),
+        Step("edit template", 25, 2, 0.03),
+        Step("delete pod", 29, 1, 0.03),
+        Step("edit template", 25, 3, 0.0),
+        Step("edit template", 15, 1, 0.3),
+        Step("busy api", 26, 3, 0.03),
+    ],
+    seed=123,
+)
+# From OnDelete, whose templates go ahead of the pods, to Coherent.
+@example(
+    kind="Coherent",
+    script=[
+        Step("fail pod", 28, 0, 0.03),
+        Step("edit template", 0, 0, 0.03),
+        Step("switch strategy", 17, 1, 2.0),
+        Step("scale set", 26, 3, 0.3),
+        Step("end watches", 18, 3, 2.0),
+        Step("end watches", 2, 0, 0.0),
+        Step("busy api", 25, 2, 0.0),
+        Step("edit template", 19, 1, 2.0),
+        Step("edit template", 10, 0, 0.0),
+        Step("scale clique", 2, 2, 0.03),
+    ],
+    seed=315,
 )
 def test_whatever_happens_an_update_comes_to_its_end(
     kind: str, script: list[Step], seed: int

@@ -11,6 +11,7 @@ from tests.controllers.test_clique_decisions import pod
 
 from spinney.api.grove import UpdateStrategy
 from spinney.controllers.update import revisions
+from spinney.controllers.update.plan import PLAN, read_plan, units_of, write_plan
 from spinney.controllers.update.rolling import (
     GroupReplica,
     SetReplica,
@@ -18,6 +19,7 @@ from spinney.controllers.update.rolling import (
     pods_to_replace,
     replicas_to_replace,
 )
+from spinney.controllers.update.rollout import Places
 
 
 def of(manifest: dict[str, Any], *stored: revisions.Revision) -> revisions.Revision:
@@ -193,3 +195,20 @@ def test_the_group_replicas_to_replace(
     replicas: list[GroupReplica], needed: int, want: list[int]
 ) -> None:
     assert replicas_to_replace(replicas, needed=needed) == want
+
+
+def test_a_plan_has_holes_where_scaling_in_left_them() -> None:
+    plan = ("", "old", "", "new")
+    assert read_plan({PLAN: write_plan(plan)}) == plan
+    assert units_of(plan) == ("old", "new")
+
+
+def test_units_keep_their_indices_and_more_units_get_the_lowest_free_ones() -> None:
+    places = Places.of(None, {1: ("old", True), 4: ("old", True)}, 2)
+    assert places.spread(("new", "old")) == ("", "new", "", "", "old")
+    assert places.spread(("new", "old", "new")) == ("new", "new", "", "", "old")
+    assert places.spread(("new",)) == ("", "new")
+    assert places.spread(()) == ()
+    assert Places.of(("", "new"), {}, 5).indices == (1,)
+    assert Places.of(None, {1: ("old", True)}, 2).indices == (0, 1)
+    assert Places.of(None, dict.fromkeys(range(3), ("old", True)), 2).indices == (0, 1)

@@ -16,7 +16,7 @@ import msgspec
 from spinney.api import names
 from spinney.api.codec import without_nulls
 from spinney.controllers.identity import clique_name, group_name, index_label, member_name
-from spinney.controllers.update.plan import read_plan
+from spinney.controllers.update.plan import read_plan, units_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -113,7 +113,7 @@ def group_count(group: PodCliqueScalingGroup) -> Count:
 
 def _planned(obj: KubeObject) -> int | None:
     plan = read_plan(obj.metadata.annotations)
-    return None if plan is None else len(plan)
+    return None if plan is None else len(units_of(plan))
 
 
 def find_clique(template: PodCliqueSetTemplate, name: str) -> PodCliqueTemplate | None:

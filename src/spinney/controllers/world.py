@@ -31,6 +31,7 @@ from spinney.api.podgang import PodGang
 from spinney.controllers import identity, topology
 from spinney.controllers.cliques import Place, pod_spec_of
 from spinney.controllers.optional_kinds import OptionalKinds
+from spinney.controllers.podclique.unseen import UnseenWrites
 from spinney.controllers.resourceclaims import refs
 from spinney.controllers.template import find_clique, group_of
 from spinney.controllers.update import revisions
@@ -81,6 +82,7 @@ class World:
         self.optional = OptionalKinds(
             runtime, {ResourceClaim: MANAGED, ResourceClaimTemplate: "", ComputeDomain: MANAGED}
         )
+        self.unseen = UnseenWrites(self.pods, runtime.clock)
         self._targets: dict[str, tuple[object, Revision]] = {}
         self.sets.add_handler(self._forget_target)
         self._index()
@@ -239,6 +241,10 @@ class World:
             return claim is not None and not claim.deleting and claim.controller_uid() in owners
 
         return [name for name in wanted if not there(name)]
+
+    def pods_of_clique(self, clique: PodClique) -> list[Pod]:
+        """Return the pods a clique controls, as they are after what this process has written."""
+        return self.unseen.apply(clique.metadata.uid, self.owned(self.pods, clique).values())
 
     def pods_of_gang(self, key: str) -> list[Pod]:
         """Return the pods of a gang's cliques.

@@ -21,7 +21,7 @@ from spinney.controllers.pod_state import (
     is_scheduled,
 )
 from spinney.controllers.template import clique_count
-from spinney.controllers.update.plan import ROLLOUT, read_plan
+from spinney.controllers.update.plan import HOLE, ROLLOUT, read_plan
 from spinney.controllers.update.rolling import pods_to_replace
 
 if TYPE_CHECKING:
@@ -139,7 +139,11 @@ def _as_planned(
         if pod.metadata.uid not in held
     ]
     taken = {index_label(pod.labels, names.POD_INDEX) for pod in [*staying, *kept]}
-    actions += [CreatePod(i, revision) for i, revision in enumerate(plan) if i not in taken]
+    actions += [
+        CreatePod(i, revision)
+        for i, revision in enumerate(plan)
+        if revision != HOLE and i not in taken
+    ]
     return actions, staying
 
 

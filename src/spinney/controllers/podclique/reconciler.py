@@ -29,7 +29,6 @@ from spinney.controllers.podclique.decide import (
 )
 from spinney.controllers.podclique.pod import WAIT_IMAGE, build_pod
 from spinney.controllers.podclique.status import clique_status, has_reached, is_progress
-from spinney.controllers.podclique.unseen import UnseenWrites
 from spinney.controllers.template import clique_count
 from spinney.errors import SpinneyError
 from spinney.kube.controller import Result
@@ -80,7 +79,7 @@ class PodCliqueReconciler:
         self._events = events
         self._handover = handover
         self._wait_image = wait_image
-        self._unseen = UnseenWrites(world.pods, clock)
+        self._unseen = world.unseen
         self._pacer = Pacer(clock)
         self._backoff = ReplacementBackoff(clock)
         self._uids: dict[str, str] = {}
@@ -100,7 +99,7 @@ class PodCliqueReconciler:
         if not await self._unseen.recheck(self._client, clique):
             # The informer is about to show that; it may be behind while its watch is broken.
             return Result(GONE_S)
-        pods = self._pods(clique)
+        pods = self._world.pods_of_clique(clique)
         finished = [pod for pod in pods if is_finished(pod) and not pod.deleting]
         backoff_s = self._backoff.wait_s(key, (pod.metadata.uid for pod in finished))
         todo, lacking = self._with_claims(
@@ -108,7 +107,7 @@ class PodCliqueReconciler:
         )
         errors = await self._perform(clique, todo)
         self._note_replaced(clique, todo)
-        pods = self._pods(clique)
+        pods = self._world.pods_of_clique(clique)
         if pods and all(map(is_ready, pods)) and len(pods) >= clique_count(clique).target:
             self._backoff.succeeded(key)
         told = [*lacking, *(error for error in errors if not _is_race(error))]
@@ -163,10 +162,6 @@ class PodCliqueReconciler:
         self._reached.discard(uid)
         self._pacer.forget(key)
         self._backoff.succeeded(key)
-
-    def _pods(self, clique: PodClique) -> list[Pod]:
-        known = self._world.owned(self._world.pods, clique)
-        return self._unseen.apply(clique.metadata.uid, known.values())
 
     def _observe(self, clique: PodClique, pods: Sequence[Pod], backoff_s: float) -> Observation:
         gang = self._world.gangs.get(clique.labels.get(names.POD_GANG, ""), clique.namespace)

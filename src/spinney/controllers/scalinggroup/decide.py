@@ -11,6 +11,7 @@ from spinney.controllers.template import clique_count, group_count
 from spinney.controllers.update.plan import ROLLOUT, read_plan, read_shared
 from spinney.controllers.update.revisions import at, of_template
 from spinney.controllers.update.rolling import GroupReplica, replicas_to_replace
+from spinney.controllers.update.rollout import running_hash
 from spinney.controllers.update.strategy import is_on_delete
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def _as_planned(
     gone: list[Action] = []
     for j, want in enumerate(plan):
         there = {name: c for name, c in existing.items() if _index(c) == j}
-        have = {c.labels.get(names.POD_TEMPLATE_HASH, "") for c in there.values()}
+        have = set(map(running_hash, there.values()))
         if have <= set(want.split("-")):
             kept |= there
             revision = next((r for r in known if r.group_hash(template.clique_names) == want), None)

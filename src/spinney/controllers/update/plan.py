@@ -24,6 +24,13 @@ is, the revisions it is part of, as the label `names.REVISION` has them: ``hash=
 OWN = (PLAN, ROLLOUT, SHARED)
 
 Plan = tuple[str, ...]
+HOLE = ""
+"""In a plan: no unit has this index. Scaling in leaves such holes among the pods of a clique."""
+
+
+def units_of(plan: Plan) -> Plan:
+    """Return the revisions of the units of *plan*, without its holes."""
+    return tuple(own for own in plan if own != HOLE)
 
 
 def write_plan(plan: Iterable[str]) -> str:
@@ -41,8 +48,8 @@ def read_plan(annotations: Mapping[str, str]) -> Plan | None:
     if text == "-":
         return ()
     for run in text.split(","):
-        revision, _, count = run.rpartition("*")
-        if not revision or not count.isdecimal():
+        revision, star, count = run.rpartition("*")
+        if not star or not count.isdecimal():
             return None
         units += [revision] * int(count)
     return tuple(units)

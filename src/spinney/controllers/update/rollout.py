@@ -7,6 +7,7 @@ target. In the replica at hand cliques and groups are told to roll, or get the n
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -23,7 +24,7 @@ from spinney.controllers.template import (
     standalone_cliques,
 )
 from spinney.controllers.update import coherent, strategy
-from spinney.controllers.update.plan import PLAN, ROLLOUT, read_plan, write_plan
+from spinney.controllers.update.plan import HOLE, PLAN, ROLLOUT, read_plan, units_of, write_plan
 from spinney.controllers.update.progress import Seen
 from spinney.controllers.update.rolling import SetReplica, next_replica
 
@@ -101,11 +102,12 @@ def plan_rollout(
     if current is not None and strategy.kind(pcs) == "Coherent":
         roles = _roles(pcs, target, live, parts, current)
         budget = strategy.budget(pcs)
-        step = coherent.step([role for role, _ in roles], budget, paused=strategy.is_paused(pcs))
-        rolling = [
-            (role, full) for role, full in roles if not step.done and _rolls(role, full, parts)
-        ]
-        plans = {full: step.plans[role.name] for role, full in rolling}
+        step = coherent.step([role for role, *_ in roles], budget, paused=strategy.is_paused(pcs))
+        plans = {
+            full: places.spread(step.plans[role.name])
+            for role, full, places in roles
+            if not step.done and _rolls(role, full, parts)
+        }
         blocked = step.blocked
         capacity = (
             f"; capacity {float(step.capacity * 100):.0f}%, floor {float(budget.floor * 100):.0f}%"
@@ -159,6 +161,20 @@ def _parts_of(parts: Parts, replica: int) -> list[PodClique]:
         if identity.index_label(clique.labels, names.SET_REPLICA_INDEX) == replica
         and not clique.deleting
     ]
+
+
+def is_behind(parts: Parts, target: Revision) -> bool:
+    """Tell whether anything is of another revision than *target*, or has a plan.
+
+    A template that is changed there and back in the middle of a step leaves plans behind, and a set
+    whose status never told of the change.
+    """
+    hashes = frozenset(target.hashes.values())
+    return (
+        bool(parts.plans)
+        or any(_is_outdated(clique, hashes) for clique in parts.cliques.values())
+        or any(PLAN in group.metadata.annotations for group in parts.groups.values())
+    )
 
 
 def _is_outdated(clique: PodClique, hashes: frozenset[str]) -> bool:
@@ -278,40 +294,35 @@ def _rolls(role: coherent.Role, full: str, parts: Parts) -> bool:
 
 def _roles(
     pcs: PodCliqueSet, target: Revision, live: Sequence[Revision], parts: Parts, replica: int
-) -> list[tuple[coherent.Role, str]]:
-    """Return the roles of a replica as the planner sees them, with the names of their objects."""
-    found: list[tuple[coherent.Role, str]] = []
+) -> list[tuple[coherent.Role, str, Places]]:
+    """Return the roles of a replica as the planner sees them, with the names of their objects.
+
+    The planner knows no holes: its plans are by place.
+    """
+    found: list[tuple[coherent.Role, str, Places]] = []
     for role in standalone_cliques(pcs.spec.template):
         full = identity.clique_name(pcs.name, replica, role.name)
         clique = parts.cliques.get(full)
         if clique is None or clique.deleting:
             continue
-        units = _pod_units(parts.pods(clique))
         plan = parts.plans.get(full) or read_plan(clique.metadata.annotations)
+        units = _pod_units(parts.pods(clique))
         router = role.labels.get(names.ROLE) == ROUTER
         sets = _sets(live, [role.name])
-        found.append(
-            (
-                _role(
-                    role.name,
-                    clique_count(clique),
-                    target.hashes[role.name],
-                    plan,
-                    units,
-                    sets,
-                    paired=not router,
-                ),
-                full,
-            )
-        )
+        count, own = clique_count(clique), target.hashes[role.name]
+        places = Places.of(plan, units, count.settled)
+        seen = _role(role.name, count, own, plan, units, sets, places, paired=not router)
+        found.append((seen, full, places))
     for template, group in _groups_of(pcs, parts, replica):
         if group is None or group.deleting:
             continue
         units = _replica_units(group, template, parts)
         plan = parts.plans.get(group.name) or read_plan(group.metadata.annotations)
         sets = _sets(live, template.clique_names)
-        own = target.group_hash(template.clique_names)
-        found.append((_role(template.name, group_count(group), own, plan, units, sets), group.name))
+        own, count = target.group_hash(template.clique_names), group_count(group)
+        places = Places.of(plan, units, count.settled)
+        seen = _role(template.name, count, own, plan, units, sets, places)
+        found.append((seen, group.name, places))
     return found
 
 
@@ -327,6 +338,29 @@ _Units = dict[int, tuple[str, bool]]
 """By index: the hash of a unit, and whether it serves."""
 
 
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Which index the unit at each place of a role has."""
+
+    indices: tuple[int, ...]
+
+    @classmethod
+    def of(cls, plan: Plan | None, units: _Units, wanted: int) -> Places:
+        """Return the places of *plan*, or where there is none, of the *units* there are."""
+        if plan is not None:
+            return cls(tuple(i for i, own in enumerate(plan) if own != HOLE))
+        free = (i for i in itertools.count() if i not in units)
+        missing = itertools.islice(free, max(0, wanted - len(units)))
+        return cls(tuple(sorted([*sorted(units)[:wanted], *missing])))
+
+    def spread(self, plan: Plan) -> Plan:
+        """Return *plan*, which is by place, by index; more units get the lowest free indices."""
+        free = (i for i in itertools.count() if i not in self.indices)
+        more = itertools.islice(free, max(0, len(plan) - len(self.indices)))
+        by_index = dict(zip([*self.indices, *more], plan, strict=False))
+        return tuple(by_index.get(i, HOLE) for i in range(max(by_index, default=-1) + 1))
+
+
 def _role(
     name: str,
     count: Count,
@@ -334,16 +368,20 @@ def _role(
     plan: Plan | None,
     units: _Units,
     sets: Mapping[str, tuple[str, ...]],
+    places: Places,
     *,
     paired: bool = True,
 ) -> coherent.Role:
     if plan is None:
-        plan = tuple(units.get(i, (target, False))[0] for i in range(count.settled))
-    ready = tuple(units.get(i) == (own, True) for i, own in enumerate(plan))
+        plan = tuple(units.get(i, (target, False))[0] for i in places.indices)
+    else:
+        plan = units_of(plan)
+    pairs = zip(places.indices, plan, strict=True)
+    ready = tuple(units.get(i) == (own, True) for i, own in pairs)
     # Pods of what is not stored are of one revision, as far as anybody knows: they count together.
     known = {own: sets.get(own, (_UNKNOWN,)) for own in plan}
     shared = len(sets) == 1 and len(next(iter(sets.values()))) > 1
-    leaving = any(i >= len(plan) for i in units)
+    leaving = any(i not in places.indices for i in units)
     return coherent.Role(
         name,
         count.settled,
@@ -377,13 +415,18 @@ def _replica_units(
         ]
         live = [c for c in members if c is not None and not c.deleting]
         if len(live) == len(members):
-            own = "-".join(c.labels.get(names.POD_TEMPLATE_HASH, "") for c in live)
+            own = "-".join(map(running_hash, live))
             units[j] = (own, all(_serves(c, parts.pods(c)) for c in live))
     return units
 
 
+def running_hash(clique: PodClique) -> str:
+    """Return the hash of the clique's pods: with OnDelete the template goes ahead of them."""
+    return clique.status.current_pod_template_hash or clique.labels.get(names.POD_TEMPLATE_HASH, "")
+
+
 def _serves(clique: PodClique, pods: Iterable[Pod]) -> bool:
-    own = clique.labels.get(names.POD_TEMPLATE_HASH)
+    own = running_hash(clique)
     ready = sum(is_ready(p) and p.labels.get(names.POD_TEMPLATE_HASH) == own for p in pods)
     return ready >= clique_count(clique).needed
 

@@ -16,8 +16,8 @@ from spinney.api.meta import find_condition, with_condition
 from spinney.clock import rfc3339
 from spinney.controllers.actions import Create, Delete, perform
 from spinney.controllers.update import progress, revisions, strategy
-from spinney.controllers.update.plan import read_plan
-from spinney.controllers.update.rollout import Parts, plan_rollout
+from spinney.controllers.update.plan import read_plan, units_of
+from spinney.controllers.update.rollout import Parts, is_behind, plan_rollout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,12 +72,8 @@ class Updates:
         target = self._world.target(pcs)
         pcs = self._world.effective(pcs)
         parts = self._parts(pcs)
-        outdated = any(
-            clique.labels.get(names.POD_TEMPLATE_HASH) not in target.hashes.values()
-            or clique.status.current_pod_template_hash not in ("", clique.labels.get(_HASH))
-            for clique in parts.cliques.values()
-        )
-        begun = progress.begun(pcs, target, outdated=outdated, now=rfc3339(self._clock.now()))
+        now = rfc3339(self._clock.now())
+        begun = progress.begun(pcs, target, outdated=is_behind(parts, target), now=now)
         rollout = plan_rollout(pcs, target, self._world.stored(pcs), parts, begun)
         self._tell_steps(pcs, parts, rollout)
         if rollout.plans:
@@ -93,7 +89,7 @@ class Updates:
         groups = {g.name: g for g in world.groups_of_set(pcs.key) if not g.deleting}
 
         def pods(clique: PodClique) -> Sequence[Pod]:
-            return list(world.owned(world.pods, clique).values())
+            return world.pods_of_clique(clique)
 
         plans = {
             name: plan
@@ -112,8 +108,9 @@ class Updates:
                 before = read_plan(obj.metadata.annotations)
             if before == plan:
                 continue
-            new = sum(set(own.split("-")) <= target for own in plan)
-            text = f"{name}: {new} of {len(plan)} units are to be of {_said(rollout.target)}"
+            units = units_of(plan)
+            new = sum(set(own.split("-")) <= target for own in units)
+            text = f"{name}: {new} of {len(units)} units are to be of {_said(rollout.target)}"
             self._events.event(pcs, "Normal", "UpdateStep", text)
 
     async def store(self, pcs: PodCliqueSet, target: Revision) -> None:
