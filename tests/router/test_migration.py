@@ -152,7 +152,7 @@ def test_another_answer_than_the_one_begun_ends_the_stream(instead):
 
 def test_migrations_are_bounded():
     async def main():
-        async with fleet("d d d d d d") as world:
+        async with fleet("d d d d d d", max_migrations=3) as world:
             set_all(world.decode, fault="die-mid-stream", resumes=False)
             said, _ = await served(world, PATHS[0])
             assert said.events[-1]["error"]["code"] == "worker_failed"

@@ -144,6 +144,24 @@ _deadline = click.FloatRange(min=0.001)
     help="Seconds a stream may stand still.",
 )
 @click.option(
+    "--suspect-after",
+    type=_deadline,
+    default=_DEFAULTS.suspect_after_s,
+    help="Seconds of a worker's silence on all its streams before it is asked for its health.",
+)
+@click.option(
+    "--alive-deadline",
+    type=_deadline,
+    default=_DEFAULTS.alive_deadline_s,
+    help="Seconds it has to answer; then its requests go elsewhere.",
+)
+@click.option(
+    "--return-wait",
+    type=click.FloatRange(min=0),
+    default=_DEFAULTS.return_wait_s,
+    help="Seconds a request waits for a decode worker to come back when all have failed.",
+)
+@click.option(
     "--drain-deadline",
     type=_deadline,
     default=_DEFAULTS.drain_deadline_s,
@@ -153,7 +171,7 @@ _deadline = click.FloatRange(min=0.001)
     "--max-attempts",
     type=click.IntRange(min=1),
     default=_DEFAULTS.max_attempts,
-    help="Decode workers tried for one request.",
+    help="Decode attempts of one request that reach a worker.",
 )
 @click.option(
     "--max-running",
@@ -258,6 +276,9 @@ class Options:
     first_byte_deadline: float
     response_deadline: float
     idle_deadline: float
+    suspect_after: float
+    alive_deadline: float
+    return_wait: float
     drain_deadline: float
     max_attempts: int
     max_running: int
@@ -308,6 +329,9 @@ class Options:
             first_byte_deadline_s=self.first_byte_deadline,
             response_deadline_s=self.response_deadline,
             idle_stream_deadline_s=self.idle_deadline,
+            suspect_after_s=self.suspect_after,
+            alive_deadline_s=self.alive_deadline,
+            return_wait_s=self.return_wait,
             drain_deadline_s=self.drain_deadline,
             max_attempts=self.max_attempts,
             max_running_per_worker=self.max_running,
