@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from spinney.api.core import Pod
 from spinney.api.crd import crd_documents
-from spinney.api.podgroup import PodGroup
+from spinney.api.podgroup import CoschedulingPodGroup, PodGroup, VolcanoPodGroup
 from spinney.cli.fit import fit
 from spinney.cli.schedule import schedule
 from spinney.cli.session import Session
@@ -22,7 +22,7 @@ from spinney.errors import SpinneyError
 from spinney.local.apiserver.server import ApiServer
 from spinney.scheduler.live import read_cluster
 from spinney.scheduler.offline import OfflineCluster
-from spinney.scheduler.scenario import objects
+from spinney.scheduler.scenario import Objects, objects
 from spinney.scheduler.snapshot_file import first_cycle_s, read, write
 from spinney.scheduler.snapshot_writer import scenario_of
 from spinney.scheduler.what_if import room_for
@@ -167,6 +167,118 @@ def test_why_of_a_queue_shows_its_account_and_who_waits_in_it() -> None:
     assert [gang["gang"] for gang in report["waiting"]] == ["default/waits"]
     assert report["resources"][0]["inUse"] == 8
     assert "takes no gangs" in report["problem"]
+
+
+TEMPLATE = {
+    "spec": {"containers": [{"name": "c", "resources": {"requests": {"nvidia.com/gpu": 5}}}]}
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "gangs"),
+    [
+        ("Deployment", {"replicas": 3, "template": TEMPLATE}, [True, True, True]),
+        ("StatefulSet", {"template": TEMPLATE}, [True]),
+        ("Job", {"parallelism": 4, "completions": 4, "template": TEMPLATE}, [True] * 3 + [False]),
+        (
+            "LeaderWorkerSet",
+            {"replicas": 2, "leaderWorkerTemplate": {"size": 2, "workerTemplate": TEMPLATE}},
+            [True, False],
+        ),
+    ],
+)
+def test_fit_takes_workloads_of_other_controllers(
+    kind: str, spec: dict[str, Any], gangs: list[bool]
+) -> None:
+    document = {"apiVersion": "x/v1", "kind": kind, "metadata": {"name": "w"}, "spec": spec}
+    Path("w.json").write_text(json.dumps(document))
+    code, text = call(fit, "-f", "w.json", "--snapshot", "state.yaml", "-o", "json")
+
+    assert [gang["fits"] for gang in json.loads(text)["gangs"]] == gangs
+    assert code == (0 if all(gangs) else 1)
+
+
+def test_fit_takes_a_job_with_a_minimum_as_a_gang() -> None:
+    document = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": "w", "annotations": {"kai.scheduler/batch-min-member": "4"}},
+        "spec": {"parallelism": 4, "template": TEMPLATE},
+    }
+    Path("w.json").write_text(json.dumps(document))
+    code, text = call(fit, "-f", "w.json", "--snapshot", "state.yaml")
+
+    assert code == 1
+    assert "default/w: does not fit\n  needs 4 pods with 5 nvidia.com/gpu each" in text
+
+
+@pytest.mark.parametrize("group", ["scheduling.x-k8s.io/v1alpha1", "scheduling.volcano.sh/v1beta1"])
+def test_fit_takes_a_pod_group_of_each_api_for_what_it_is(group: str) -> None:
+    pods = [
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "name": f"p{at}",
+                "labels": {"scheduling.x-k8s.io/pod-group": "g"} if "x-k8s" in group else {},
+                "annotations": {"scheduling.k8s.io/group-name": "g"},
+            },
+            **TEMPLATE,
+        }
+        for at in range(4)
+    ]
+    found = {
+        "apiVersion": group,
+        "kind": "PodGroup",
+        "metadata": {"name": "g"},
+        "spec": {"minMember": 4},
+    }
+    Path("w.json").write_text("\n---\n".join(json.dumps(line) for line in (found, *pods)))
+    code, text = call(fit, "-f", "w.json", "--snapshot", "state.yaml")
+
+    assert code == 1
+    assert text.startswith("default/g: does not fit\n  needs 4 pods")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"labels": {"batch.kubernetes.io/job-name": "j"}},
+        {"labels": {"scheduling.x-k8s.io/pod-group": "j"}},
+        {"annotations": {"scheduling.k8s.io/group-name": "j"}},
+        {"annotations": {"pod-group-name": "j"}},
+    ],
+)
+def test_copies_of_a_gang_are_gangs_of_their_own(names: dict[str, Any]) -> None:
+    state = objects(read(STATE))
+    annotations = {"kai.scheduler/batch-min-member": "2", **names.get("annotations", {})}
+    pods = [
+        msgspec.convert(
+            {
+                "metadata": {
+                    "name": f"p{at}",
+                    "namespace": "default",
+                    "uid": f"p{at}",
+                    "labels": names.get("labels", {}),
+                    "annotations": annotations,
+                },
+                **TEMPLATE,
+            },
+            Pod,
+        )
+        for at in range(2)
+    ]
+    raw = {"metadata": {"name": "j", "namespace": "default"}, "spec": {"minMember": 2}}
+    wanted = Objects(
+        pods=pods,
+        groups=[msgspec.convert(raw, PodGroup)],
+        min_member=[
+            msgspec.convert(raw, CoschedulingPodGroup),
+            msgspec.convert(raw, VolcanoPodGroup),
+        ],
+    )
+
+    assert (room_for(state, wanted, 3, 0.0).fits, room_for(state, wanted, 1, 0.0).fits) == (1, 1)
 
 
 def test_fit_counts_copies() -> None:

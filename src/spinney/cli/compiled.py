@@ -9,18 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from spinney.api import codec
 from spinney.api.core import Pod, PriorityClass
 from spinney.api.grove import PodCliqueSet
+from spinney.api.leaderworkerset import LeaderWorkerSet
 from spinney.api.meta import KubeObject, ObjectMeta
 from spinney.api.podgang import PodGang
-from spinney.api.podgroup import PodGroup
+from spinney.api.podgroup import (
+    CoschedulingPodGroup,
+    PodGroup,
+    UpstreamPodGroup,
+    VolcanoPodGroup,
+)
 from spinney.api.queue import Queue
 from spinney.cli.session import CommandError, explain
+from spinney.cli.workload_pods import KINDS as WORKLOADS
+from spinney.cli.workload_pods import pods_of
 from spinney.errors import BadInputError
 from spinney.kube.errors import AlreadyExistsError, ApiError
 from spinney.scheduler.scenario import Objects
@@ -42,12 +50,19 @@ QUIET_S = 5.0
 MAX_S = 600.0
 """Simulated seconds after which they are taken to be at odds with each other."""
 
-_KINDS: dict[str, type[KubeObject]] = {
-    "PodGang": PodGang,
-    "PodGroup": PodGroup,
-    "Pod": Pod,
-    "PriorityClass": PriorityClass,
-    "Queue": Queue,
+_KINDS: dict[tuple[str, str], type[KubeObject]] = {
+    (kind.RESOURCE.group, kind.RESOURCE.kind): kind
+    for kind in (
+        PodGang,
+        PodGroup,
+        UpstreamPodGroup,
+        CoschedulingPodGroup,
+        VolcanoPodGroup,
+        Pod,
+        PriorityClass,
+        Queue,
+        LeaderWorkerSet,
+    )
 }
 
 
@@ -60,17 +75,19 @@ def compiled(documents: Sequence[Unstructured], state: Objects, namespace: str) 
     result = Objects()
     sets = []
     for document in documents:
-        kind = document["kind"]
+        kind, group = document["kind"], document["apiVersion"].rpartition("/")[0]
         if kind == "PodCliqueSet":
             sets.append(document)
-        elif kind in _KINDS:
-            _take(result, _KINDS[kind], document, namespace)
+        if (group, kind) in _KINDS:
+            _take(result, _KINDS[group, kind], document, namespace)
+        if kind in WORKLOADS:
+            result.pods.extend(pods_of(document, namespace))
     if sets:
         found = _made_by_controllers(sets, state, namespace)
         result.gangs.extend(found.gangs)
         result.pods.extend(found.pods)
     if not result.pods:
-        kinds = ", ".join(["PodCliqueSet", *_KINDS])
+        kinds = ", ".join(["PodCliqueSet", "Pod", *WORKLOADS])
         raise BadInputError(f"the manifest makes no pods to place; of use are {kinds}")
     return result
 
@@ -83,12 +100,16 @@ def _take(result: Objects, kind: type[KubeObject], document: Unstructured, names
     except codec.DecodeError as error:
         title = f"{document['kind']} {document['metadata']['name']!r}"
         raise BadInputError(f"{title}: {error}") from error
-    places: dict[type[KubeObject], list[KubeObject]] = {
-        PodGang: result.gangs,  # type: ignore[dict-item]
-        PodGroup: result.groups,  # type: ignore[dict-item]
-        Pod: result.pods,  # type: ignore[dict-item]
-        PriorityClass: result.classes,  # type: ignore[dict-item]
-        Queue: result.queues,  # type: ignore[dict-item]
+    places: dict[type[KubeObject], list[Any]] = {
+        PodGang: result.gangs,
+        PodGroup: result.groups,
+        UpstreamPodGroup: result.upstream,
+        CoschedulingPodGroup: result.min_member,
+        VolcanoPodGroup: result.min_member,
+        Pod: result.pods,
+        PriorityClass: result.classes,
+        Queue: result.queues,
+        LeaderWorkerSet: result.leader_worker_sets,
     }
     places[kind].append(obj)
 

@@ -40,7 +40,8 @@ def fit(
 
     The exit code is 0 when all of it fits, 1 when not, 2 when the manifest cannot be read.
 
-    PodCliqueSets are taken apart by the controllers themselves; PodGangs, PodGroups and Pods are
+    PodCliqueSets are taken apart by the controllers themselves. Of Deployments, StatefulSets, Jobs
+    and LeaderWorkerSets the pods are those of their templates; PodGangs, PodGroups and Pods are
     taken as they are.
 
     \b

@@ -9,14 +9,12 @@ the state of `spinney.scheduler.live.read_cluster` or of a snapshot file.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from spinney.api import names
-from spinney.api.meta import KubeObject
-from spinney.api.podgroup import POD_GROUP_NAME
 from spinney.scheduler.config import SchedulerConfig
+from spinney.scheduler.copies import copy_of, together
 from spinney.scheduler.offline import OfflineCluster, Report, gang_name
 from spinney.scheduler.queues.ledger import Ledger
 from spinney.scheduler.queues.model import NOTHING, RESOURCES, UNLIMITED
@@ -28,8 +26,6 @@ if TYPE_CHECKING:
     from spinney.api.core import Pod
     from spinney.scheduler.offline import GangState
     from spinney.scheduler.scenario import Objects
-
-K = TypeVar("K", bound=KubeObject)
 
 MAX_CYCLES = 8
 """Cycles that a what-if runs: gangs that wait for a base gang are placed a cycle later."""
@@ -106,6 +102,10 @@ def _merged(state: Objects, wanted: Objects, scheduler: str) -> Objects:
         queues=[*state.queues, *wanted.queues],
         gangs=[*(gang for gang in state.gangs if gang.key not in again), *wanted.gangs],
         groups=[*state.groups, *wanted.groups],
+        upstream=[*state.upstream, *wanted.upstream],
+        workloads=[*state.workloads, *wanted.workloads],
+        min_member=[*state.min_member, *wanted.min_member],
+        leader_worker_sets=[*state.leader_worker_sets, *wanted.leader_worker_sets],
         pods=[*standing, *(_ungated(pod, scheduler) for pod in wanted.pods)],
     )
 
@@ -176,13 +176,8 @@ def room_for(
 
     A copy counts when all of its gangs have their minimum. Only what is free now is used.
     """
-    copies = [_copy(wanted, number) for number in range(most)]
-    every = replace(
-        wanted,
-        gangs=[gang for found in copies for gang in found.gangs],
-        groups=[group for found in copies for group in found.groups],
-        pods=[pod for found in copies for pod in found.pods],
-    )
+    copies = [copy_of(wanted, number) for number in range(most)]
+    every = together(copies)
     config = replace(config or SchedulerConfig(), actions=("allocate",))
     report = _run(_merged(state, every, config.scheduler_names[0]), now_s, config)
     states = {found.gang: found for found in report.gangs}
@@ -197,52 +192,6 @@ def room_for(
 
 def _gang_names(wanted: Objects) -> list[str]:
     return sorted({gang_name(membership(pod).gang or pod.key) for pod in wanted.pods})
-
-
-def _copy(wanted: Objects, number: int) -> Objects:
-    """Return *wanted* under names of its own."""
-    if number == 0:
-        return wanted
-    end = f"-copy{number}"
-    gangs = []
-    for gang in wanted.gangs:
-        groups = [
-            msgspec.structs.replace(
-                group,
-                pod_references=[
-                    msgspec.structs.replace(ref, name=ref.name + end)
-                    for ref in group.pod_references
-                ],
-            )
-            for group in gang.spec.pod_groups
-        ]
-        spec = msgspec.structs.replace(gang.spec, pod_groups=groups)
-        gangs.append(msgspec.structs.replace(_named(gang, end), spec=spec))
-    return replace(
-        wanted,
-        gangs=gangs,
-        groups=[_named(group, end) for group in wanted.groups],
-        pods=[_named(pod, end) for pod in wanted.pods],
-    )
-
-
-def _named(obj: K, end: str) -> K:
-    labels = {
-        key: value + end if key in (names.POD_GANG, names.BASE_POD_GANG) else value
-        for key, value in obj.labels.items()
-    }
-    annotations = {
-        key: value + end if key == POD_GROUP_NAME else value
-        for key, value in obj.metadata.annotations.items()
-    }
-    metadata = msgspec.structs.replace(
-        obj.metadata,
-        name=obj.name + end,
-        uid=obj.metadata.uid + end,
-        labels=labels,
-        annotations=annotations,
-    )
-    return msgspec.structs.replace(obj, metadata=metadata)
 
 
 # How things stand
