@@ -100,7 +100,5 @@ def _named(obj: K, end: str) -> K:
     return msgspec.structs.replace(obj, metadata=metadata)
 
 
-def _renamed(
-    values: Mapping[str, str], keys: frozenset[str] | set[str], end: str
-) -> dict[str, str]:
+def _renamed(values: Mapping[str, str], keys: Set[str], end: str) -> dict[str, str]:
     return {key: value + end if key in keys else value for key, value in values.items()}
