@@ -367,4 +367,72 @@ case(
     gangs=[gang("g", group("p", 2, claims={"gpu": 1}), required="rack")],
 )
 
+SHARED = {"claims": [{"name": "c", "devices": {"gpu": 1}}]}
+case(
+    "two pods that share a claim run on one node and take its device once",
+    {"x": "B b", "y": "B b"},
+    nodes=[node("a"), node("b", devices={"gpu": 1})],
+    pods=[group("x", sharedClaims=["c"]), group("y", sharedClaims=["c"])],
+    **SHARED,
+)
+case(
+    "a gang whose pods share a claim is on one node",
+    {"g": "B b, B b, B b"},
+    nodes=[node("a", 2, devices={"gpu": 4}), node("b", 3, devices={"gpu": 1})],
+    gangs=[gang("g", group("p", 3, 1, sharedClaims=["c"]))],
+    **SHARED,
+)
+case(
+    "a gang whose pods share a claim and fit no node together waits",
+    {"g": "-, -, -"},
+    nodes=[node("a", 2, devices={"gpu": 4}), node("b", 2, devices={"gpu": 1})],
+    gangs=[gang("g", group("p", 3, 1, sharedClaims=["c"]))],
+    **SHARED,
+)
+case(
+    "a pod joins the one that runs with the claim they share",
+    {"x": "B b"},
+    nodes=[node("a", devices={"gpu": 1}), node("b", devices={"gpu": 1})],
+    pods=[group("old", 0, on=["b"], sharedClaims=["c"]), group("x", sharedClaims=["c"])],
+    **SHARED,
+)
+case(
+    "a shared claim whose node is full holds back who wants to join",
+    {"x": "-"},
+    nodes=[node("a", 1, devices={"gpu": 1}), node("b", 1, devices={"gpu": 1})],
+    pods=[group("old", 0, 1, on=["b"], sharedClaims=["c"]), group("x", 1, 1, sharedClaims=["c"])],
+    **SHARED,
+)
+case(
+    "the device of a shared claim is free when the last of its pods is gone",
+    {"z": "R b"},
+    cycles=3,
+    nodes=[node("b", devices={"gpu": 1})],
+    pods=[
+        group("old", 0, leaving=["b"], sharedClaims=["c"]),
+        group("older", 0, leaving=["b"], sharedClaims=["c"]),
+        group("z", claims={"gpu": 1}),
+    ],
+    **SHARED,
+)
+case(
+    "a shared claim is one device over several cycles",
+    {"x": "R a", "y": "R a", "z": "-"},
+    cycles=3,
+    nodes=[node("a", devices={"gpu": 1})],
+    pods=[
+        group("x", sharedClaims=["c"]),
+        group("y", sharedClaims=["c"]),
+        group("z", claims={"gpu": 1}),
+    ],
+    **SHARED,
+)
+case(
+    "a pod with a claim of its own and a shared one",
+    {"x": "B b", "y": "B b"},
+    nodes=[node("a", devices={"gpu": 2}), node("b", devices={"gpu": 2, "nic": 1})],
+    pods=[group("x", claims={"nic": 1}, sharedClaims=["c"]), group("y", sharedClaims=["c"])],
+    **SHARED,
+)
+
 test_affinity = TABLE.test()

@@ -184,3 +184,29 @@ def test_one_file_gives_one_report() -> None:
     text = (ROOT / "examples/scheduling/racks.yaml").read_text()
 
     assert msgspec.json.encode(run(text, 3)) == msgspec.json.encode(run(text, 3))
+
+
+def test_shared_claims_are_saved_and_read_back() -> None:
+    document = """
+        nodes: [{name: a, devices: {gpu: 2}}, {name: b, devices: {gpu: 1}}]
+        claims: [{name: c, devices: {gpu: 1}}]
+        pods:
+        - {name: x, pods: 0, on: [b], sharedClaims: [c]}
+        - {name: y, sharedClaims: [c], claims: {gpu: 0}}
+        - {name: z, claims: {gpu: 1}}
+    """
+    found = read(document)
+    again = read(write(scenario_of(objects(found), first_cycle_s(found))))
+
+    for state in (found, again):
+        report = OfflineCluster(objects(state), now_s=first_cycle_s(state)).run(2)
+        assert {p.pod: p.node for p in report.pods} == {
+            "default/x": "b",
+            "default/y": "b",
+            "default/z": "a",
+        }
+
+
+def test_a_shared_claim_that_is_not_there_is_a_mistake() -> None:
+    with pytest.raises(BadInputError, match=r"pods\[0\].sharedClaims: there is no claim default/c"):
+        read("{nodes: [{name: a}], pods: [{name: x, sharedClaims: [c]}]}")

@@ -20,12 +20,12 @@ from spinney.api.leaderworkerset import LEADER_READY
 from spinney.api.meta import find_condition
 from spinney.errors import BadInputError
 from spinney.log import get_logger
-from spinney.scheduler.claims import ClaimBook, claims_of, has_claims
+from spinney.scheduler.claims import ClaimBook, claims_of, has_claims, resource_claims
 from spinney.scheduler.gang_trees import GangTrees
 from spinney.scheduler.gangs import gang_of, lone_gang, tree_of, whole_gang
 from spinney.scheduler.gpu_share import GPU, WHOLE, gpu_memory_mib, standing_devices
 from spinney.scheduler.queues.model import QueueBook, assigned
-from spinney.scheduler.shapes import PodInfo, Shape, gpu_groups, shape_of
+from spinney.scheduler.shapes import Expression, PodInfo, PodTerm, Shape, gpu_groups, shape_of
 from spinney.scheduler.snapshot import Layout, NodeInfo, Snapshot, node_info
 from spinney.scheduler.sources.min_member import min_member_key, min_member_spec
 from spinney.scheduler.sources.podgroup import (
@@ -64,6 +64,9 @@ if TYPE_CHECKING:
 log = get_logger("scheduler")
 
 _HOLDING = ("active", "leaving")
+HOSTNAME = "kubernetes.io/hostname"
+CLAIM_MARK = "claim.spinney/"
+"""Label, in snapshots only, of the pod that a shared claim counts for."""
 
 
 class Cache:
@@ -83,6 +86,8 @@ class Cache:
         """Pods with claims, to be looked at again when a claim changes."""
         self._users: dict[str, set[str]] = {}
         """Volume claim or resource claim to the keys of the pods that name it."""
+        self._payers: dict[str, str] = {}
+        """Resource claim to the pod that it counts for: one on a node, else the first by name."""
         self._nodes: dict[str, NodeInfo] = {}
         self._pods: dict[str, PodInfo] = {}
         self._gangs: dict[str, PodGang] = {}
@@ -149,6 +154,7 @@ class Cache:
             self._claiming[pod.key] = pod
             for claim in claims_of(pod):
                 self._users.setdefault(claim, set()).add(pod.key)
+            self._settle_payers(pod)
         info = self._info(pod)
         if info is None:
             self.remove_pod(pod.key)
@@ -162,15 +168,32 @@ class Cache:
 
     def remove_pod(self, key: str) -> None:
         """Forget a pod."""
+        claiming = self._claiming.get(key)
         self._forget_claims(key)
         self._assumed.pop(key, None)
         self._nominated.pop(key, None)
         self._replace(key, None)
+        if claiming is not None:
+            self._settle_payers(claiming)
 
     def _forget_claims(self, key: str) -> None:
         pod = self._claiming.pop(key, None)
         for claim in claims_of(pod) if pod is not None else ():
             _index(self._users, claim, key, -1)
+
+    def _settle_payers(self, pod: Pod) -> None:
+        """Decide anew which pod each of the resource claims of *pod* counts for."""
+        for claim in resource_claims(pod):
+            users = self._users.get(claim, set())
+            held = [k for k in users if k in self._pods and self._pods[k].state in _HOLDING]
+            payer = min(held or users, default="")
+            if self._payers.get(claim, "") == payer:
+                continue
+            self._payers[claim] = payer
+            if not payer:
+                del self._payers[claim]
+            for other in sorted(users - {pod.key}):
+                self.set_pod(self._claiming[other])
 
     def set_gang(self, gang: PodGang) -> None:
         """Add or change a gang."""
@@ -567,11 +590,10 @@ class Cache:
         if state == "active" and pod.metadata.uid in self._displaced:
             state = "leaving"
         try:
-            shape = shape_of(pod, *self._claims.of(pod))
+            shape, labels = self._shared_claims(pod, ours=ours and state == "pending")
         except BadInputError as error:
             log.warning("pod is left out", pod=pod.key, error=str(error))
             return None
-        labels = pod.labels
         member = membership(pod)
         base = labels.get(names.BASE_POD_GANG, "")
         return PodInfo(
@@ -593,6 +615,29 @@ class Cache:
             member.implied,
             devices,
         )
+
+    def _shared_claims(self, pod: Pod, *, ours: bool) -> tuple[Shape, Mapping[str, str]]:
+        """Return the shape of *pod* and its labels, with what claims add that it shares.
+
+        A claim counts for one of its pods. Until it is allocated the others go to the node of that
+        one: to them it has a label of its own.
+        """
+        paid, labels = [], pod.labels
+        for claim in resource_claims(pod) if has_claims(pod) else ():
+            payer = self._payers.get(claim, pod.key)
+            if self._claims.settled(claim):
+                continue
+            if payer == pod.key:
+                labels = {**labels, CLAIM_MARK + claim: ""}
+            else:
+                paid.append(claim)
+        shape = shape_of(pod, *self._claims.of(pod, paid))
+        if paid and ours:
+            terms = tuple(
+                PodTerm(HOSTNAME, (Expression(CLAIM_MARK + claim, "Exists"),), ()) for claim in paid
+            )
+            shape = replace(shape, pod_affinity=(*shape.pod_affinity, *terms))
+        return shape, labels
 
     @staticmethod
     def _state(pod: Pod) -> PodState:

@@ -17,7 +17,7 @@ from spinney.scheduler.device_selection import matches
 from spinney.scheduler.shapes import Expression, NodeTerm, node_terms
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from spinney.api.core import Pod
     from spinney.api.devices import DeviceClass, ResourceClaim, ResourceSlice
@@ -160,14 +160,21 @@ class ClaimBook:
             return {}
         return {CLAIMED + name: 1000 * len(self.of_class(name, offered)) for name in self.classes}
 
-    def of(self, pod: Pod) -> tuple[tuple[Terms, ...], dict[str, int]]:
-        """Return the terms of the volumes and allocated claims of *pod*, and what it claims."""
+    def settled(self, key: str) -> bool:
+        """Tell whether the resource claim counts for a pod that it is reserved for."""
+        return bool(self.claims.get(key, DevicesClaimed()).first_user)
+
+    def of(self, pod: Pod, paid: Collection[str] = ()) -> tuple[tuple[Terms, ...], dict[str, int]]:
+        """Return the terms of the volumes and allocated claims of *pod*, and what it claims.
+
+        The claims *paid* count for another pod.
+        """
         terms = [self._reach(key) for key in volume_claims(pod)]
         devices: dict[str, int] = {}
         for key in resource_claims(pod):
             claim = self.claims.get(key, DevicesClaimed())
             terms.append(claim.where)
-            if claim.first_user in ("", pod.metadata.uid):
+            if key not in paid and claim.first_user in ("", pod.metadata.uid):
                 for name, amount in claim.wanted.items():
                     devices[name] = devices.get(name, 0) + amount
         return tuple(found for found in terms if found), devices

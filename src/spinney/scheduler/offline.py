@@ -18,6 +18,7 @@ from spinney.scheduler.cache import Cache
 from spinney.scheduler.config import SchedulerConfig
 from spinney.scheduler.cycle import CycleResult, run_cycle
 from spinney.scheduler.nominations import recovered
+from spinney.scheduler.scenario import allocated
 from spinney.scheduler.session import Session
 from spinney.scheduler.shapes import GPU_GROUP
 from spinney.scheduler.topology.placement_score import placement_score
@@ -145,6 +146,7 @@ class OfflineCluster:
         pods = [self._pod_state(key) for key in sorted(self._pods)]
         for binding in self._last.bindings if self._last else ():
             self._start(binding)
+        self._allocate()
         return Report(lines, self._gang_states(), pods)
 
     def settle(self) -> None:
@@ -157,6 +159,7 @@ class OfflineCluster:
             self.cache.remove_pod(key)
         for eviction in self._last.evictions:
             self._come_back(eviction)
+        self._allocate()
         self.now_s += self.period_s
 
     def _start(self, binding: Binding) -> None:
@@ -175,6 +178,12 @@ class OfflineCluster:
         status = replace(pod.status, start_time=None)
         spec = replace(pod.spec, node_name="")
         self._set(replace(pod, metadata=metadata, spec=spec, status=status))
+
+    def _allocate(self) -> None:
+        """Let resource claims be where the pods are that use them."""
+        if self.objects.claims:
+            for claim in allocated(self.objects.claims, self._pods.values()):
+                self.cache.set_resource_claim(claim)
 
     def _set(self, pod: Pod) -> None:
         self._pods[pod.key] = pod

@@ -15,7 +15,14 @@ import msgspec
 
 from spinney.api import names
 from spinney.api.core import Node, Pod, PriorityClass
-from spinney.api.devices import CLAIMED, DeviceClass, ResourceClaim, ResourceSlice
+from spinney.api.devices import (
+    CLAIMED,
+    DeviceClass,
+    ResourceClaim,
+    ResourceClaimSpec,
+    ResourceClaimStatus,
+    ResourceSlice,
+)
 from spinney.api.grove import ClusterTopologyBinding, ClusterTopologyBindingSpec, TopologyLevel
 from spinney.api.meta import ObjectMeta
 from spinney.api.podgang import (
@@ -48,10 +55,11 @@ from spinney.api.storage import (
 )
 from spinney.errors import BadInputError
 from spinney.scheduler.cache import Cache
-from spinney.scheduler.claims import ClaimBook
+from spinney.scheduler.claims import ClaimBook, resource_claims
 from spinney.scheduler.shapes import GPU_DEVICES, GPU_FRACTION, GPU_GROUP
 from spinney.scheduler.shapes import GPU_MEMORY as GPU_MEMORY_SHARE
 from spinney.scheduler.snapshot_format import (
+    ClaimLine,
     GangLine,
     PodLine,
     PodsLine,
@@ -174,7 +182,40 @@ def objects(found: Scenario) -> Objects:
             result.pods.extend(pods(leaf, at, gang, path))
     for at, line in enumerate(found.pods):
         result.pods.extend(pods(line, len(found.gangs) + at))
+    result.claims.extend(_claim(line) for line in found.claims)
+    result.claims[:] = allocated(result.claims, result.pods)
     return result
+
+
+def allocated(claims: Iterable[ResourceClaim], pods: Iterable[Pod]) -> list[ResourceClaim]:
+    """Return *claims* as they are with *pods* on their nodes: allocated where a pod uses them."""
+    users: dict[str, list[Pod]] = {}
+    for pod in sorted(pods, key=lambda pod: pod.key):
+        if pod.spec.node_name and pod.status.phase not in ("Succeeded", "Failed"):
+            for key in resource_claims(pod):
+                users.setdefault(key, []).append(pod)
+    return [_with_users(claim, users.get(claim.key, [])) for claim in claims]
+
+
+def _with_users(claim: ResourceClaim, users: list[Pod]) -> ResourceClaim:
+    if not users:
+        return msgspec.structs.replace(claim, status=ResourceClaimStatus())
+    where = {"key": "metadata.name", "operator": "In", "values": [users[0].spec.node_name]}
+    selector = {"nodeSelectorTerms": [{"matchFields": [where]}]}
+    reserved = [{"resource": "pods", "name": pod.name, "uid": pod.metadata.uid} for pod in users]
+    status = ResourceClaimStatus(allocation={"nodeSelector": selector}, reserved_for=reserved)
+    return msgspec.structs.replace(claim, status=status)
+
+
+def _claim(line: ClaimLine) -> ResourceClaim:
+    requests = [
+        {"name": f"r{at}", "exactly": {"deviceClassName": name, "count": count}}
+        for at, (name, count) in enumerate(line.devices.items())
+    ]
+    return ResourceClaim(
+        metadata=ObjectMeta(name=line.name, namespace=line.namespace),
+        spec=ResourceClaimSpec(devices={"requests": requests}),
+    )
 
 
 def fill(found: Scenario, cache: Cache | None = None) -> Cache:
@@ -490,6 +531,9 @@ def _pod_spec(line: PodsLine, pod: PodLine) -> dict[str, Any]:
         spec["volumes"] = [
             {"name": name, "persistentVolumeClaim": {"claimName": name}} for name in mounted
         ]
+    shared = line.shared_claims if pod.shared_claims is None else pod.shared_claims
+    if shared:
+        spec["resourceClaims"] = [{"name": name, "resourceClaimName": name} for name in shared]
     return {**spec, **line.spec, **pod.spec}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from spinney.scheduler.config import SchedulerConfig
 from spinney.scheduler.cycle import ACTIONS
 from spinney.scheduler.offline import Report
 from spinney.scheduler.plugins.registry import NODE_FILTERS, ROOM_FILTERS, SCORES, check
-from spinney.scheduler.scenario import objects
+from spinney.scheduler.scenario import leaves, objects
 from spinney.scheduler.snapshot_format import (
     ON_NODES,
     GangLine,
@@ -164,6 +165,7 @@ def problems(found: Scenario) -> Iterator[str]:
             yield f"{path}.topology: there is no topology {gang.topology!r}"
         yield from _twice(f"{path}.groups", (group.name for group in gang.groups))
         yield from _groups(path, gang, gang.groups, nodes)
+    yield from _claims(found)
     for at, pods in enumerate(found.pods):
         path = f"pods[{at}]"
         if pods.groups:
@@ -177,6 +179,22 @@ def problems(found: Scenario) -> Iterator[str]:
         yield str(error)
     else:
         yield from _twice("pods", keys)
+
+
+def _claims(found: Scenario) -> Iterator[str]:
+    known = {(line.namespace, line.name) for line in found.claims}
+    yield from _twice("claims", (f"{c.namespace}/{c.name}" for c in found.claims))
+    lines = [(f"pods[{at}]", line.namespace, line) for at, line in enumerate(found.pods)]
+    for at, gang in enumerate(found.gangs):
+        lines += [
+            (f"gangs[{at}].groups: {path}", gang.namespace, line)
+            for path, line in leaves(gang.groups)
+        ]
+    for path, namespace, line in lines:
+        own = [pod.shared_claims or [] for pod in line.pods] if isinstance(line.pods, list) else []
+        for name in itertools.chain(line.shared_claims, *own):
+            if (namespace, name) not in known:
+                yield f"{path}.sharedClaims: there is no claim {namespace}/{name}"
 
 
 def _twice(path: str, names: Iterable[str]) -> Iterator[str]:

@@ -82,6 +82,7 @@ class PodLine(_Part):
     gpu_devices: int | None = None
     gpu_indices: list[int] | None = None
     claims: dict[str, int] | None = None
+    shared_claims: list[str] | None = None
     volumes: list[str] | None = None
     host_ports: list[int | str] | None = None
     labels: dict[str, str] = {}
@@ -109,6 +110,8 @@ class PodsLine(_Part):
     """With a fraction or memory: of how many GPUs it takes that much."""
     claims: dict[str, int] = {}
     """Devices that it claims, by device class."""
+    shared_claims: list[str] = []
+    """Names of the claims that it shares with other pods."""
     volumes: list[str] = []
     """Names of the volume claims that it mounts."""
     host_ports: list[int | str] = []
@@ -235,6 +238,15 @@ class VolumeLine(_Part):
     """Labels that a node has to have to reach it."""
 
 
+class ClaimLine(_Part):
+    """A claim for devices that several pods may name: all of them run on one node."""
+
+    name: str
+    devices: dict[str, int]
+    """By device class."""
+    namespace: str = names.DEFAULT_NAMESPACE
+
+
 class Scenario(_Part):
     """All that a scheduling cycle looks at."""
 
@@ -250,6 +262,7 @@ class Scenario(_Part):
     priority_classes: list[PriorityClassLine] = []
     queues: list[QueueLine] = []
     volumes: list[VolumeLine] = []
+    claims: list[ClaimLine] = []
     gangs: list[GangLine] = []
     pods: list[PodsLine] = []
 

@@ -6,6 +6,8 @@ images, no environment, no secrets. Pods of other schedulers are kept where they
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,10 +18,11 @@ from spinney.api.leaderworkerset import LEADER_READY
 from spinney.api.podgroup import POD_GROUP_NAME, SUB_GROUP
 from spinney.api.queue import PREEMPTIBILITY, QUEUE
 from spinney.clock import rfc3339
-from spinney.scheduler.claims import volume_claims
+from spinney.scheduler.claims import resource_claims, volume_claims
 from spinney.scheduler.scenario import GPU, GPU_MEMORY, domain_of
 from spinney.scheduler.shapes import PODS, amounts, requests_of
 from spinney.scheduler.snapshot_format import (
+    ClaimLine,
     GangLine,
     NodeLine,
     PodLine,
@@ -66,10 +69,19 @@ _ANNOTATIONS = ("kai.scheduler/", "gpu-", "leaderworkerset.sh/")
 _PLAIN = ("cpu", "memory", GPU, PODS)
 
 
+@dataclass(frozen=True, slots=True)
+class _Claims:
+    """What pods claim, and which of the claims several of them name."""
+
+    book: ClaimBook
+    shared: frozenset[str]
+
+
 def scenario_of(found: Objects, now_s: float) -> Scenario:
     """Return the state of *found*, at *now_s*, as a snapshot file has it."""
     specs = gang_specs(found)
     book = found.claim_book()
+    claims = _Claims(book, _shared_by_pods(found, book))
     members: dict[str, list[Pod]] = {}
     alone: list[Pod] = []
     for pod in found.pods:
@@ -82,13 +94,14 @@ def scenario_of(found: Objects, now_s: float) -> Scenario:
             alone.append(pod)
     labels = {gang.key: gang.labels for gang in found.gangs}
     gangs = [
-        _gang(spec, members.get(key, []), labels.get(key, {}), book)
+        _gang(spec, members.get(key, []), labels.get(key, {}), claims)
         for key, spec in sorted(specs.items(), key=lambda item: (item[1].created, item[0]))
     ]
     return Scenario(
         now=rfc3339(now_s),
         nodes=[_node(node, book) for node in sorted(found.nodes, key=lambda n: n.name)],
         volumes=list(_volumes(found, book)),
+        claims=[_claim(key, book) for key in sorted(claims.shared)],
         topologies=[
             _topology(t.name, {level.key: level.domain for level in t.spec.levels})
             for t in found.topologies
@@ -99,7 +112,7 @@ def scenario_of(found: Objects, now_s: float) -> Scenario:
         ],
         queues=[_queue(queue) for queue in found.queues],
         gangs=gangs,
-        pods=[_lone(pod, book) for pod in sorted(alone, key=lambda p: p.key)],
+        pods=[_lone(pod, claims) for pod in sorted(alone, key=lambda p: p.key)],
     )
 
 
@@ -178,6 +191,23 @@ def _devices(have: Mapping[str, Amount]) -> dict[str, int]:
     return {k.removeprefix(CLAIMED): _count(v) for k, v in have.items() if k.startswith(CLAIMED)}
 
 
+def _shared_by_pods(found: Objects, book: ClaimBook) -> frozenset[str]:
+    pods = (pod for pod in found.pods if _matters(pod))
+    users = Counter(key for pod in pods for key in resource_claims(pod))
+    return frozenset(key for key, count in users.items() if count > 1 and key in book.claims)
+
+
+def _claim(key: str, book: ClaimBook) -> ClaimLine:
+    namespace, _, name = key.partition("/")
+    wanted = book.claims[key].wanted
+    devices = {
+        found.removeprefix(CLAIMED): amount // 1000
+        for found, amount in wanted.items()
+        if found.startswith(CLAIMED)
+    }
+    return ClaimLine(name=name, namespace=namespace, devices=devices)
+
+
 def _volumes(found: Objects, book: ClaimBook) -> Iterator[VolumeLine]:
     """Yield the volume claims whose volumes only some nodes reach."""
     for key, volume in sorted(book.bound.items()):
@@ -228,10 +258,10 @@ def _share(found: QueueResource | None, unit: float) -> ShareLine:
 # Gangs
 
 
-def _gang(spec: GangSpec, pods: list[Pod], labels: dict[str, str], book: ClaimBook) -> GangLine:
+def _gang(spec: GangSpec, pods: list[Pod], labels: dict[str, str], claims: _Claims) -> GangLine:
     namespace, _, name = spec.key.partition("/")
     every = {key: value for pod in pods for key, value in pod.labels.items()} | labels
-    by_leaf = _by_leaf(spec, pods, book)
+    by_leaf = _by_leaf(spec, pods, claims)
     for line in (pod for found in by_leaf.values() for pod in found):
         line.created = "" if line.created == spec.created else line.created
     root = spec.root
@@ -254,13 +284,13 @@ def _gang(spec: GangSpec, pods: list[Pod], labels: dict[str, str], book: ClaimBo
     )
 
 
-def _by_leaf(spec: GangSpec, pods: list[Pod], book: ClaimBook) -> dict[str, list[PodLine]]:
+def _by_leaf(spec: GangSpec, pods: list[Pod], claims: _Claims) -> dict[str, list[PodLine]]:
     leaves = list(spec.root.leaves())
     if spec.lists_pods:
         found = {pod.key: pod for pod in pods}
         return {
             leaf.name: [
-                _pod(found[key], book)
+                _pod(found[key], claims)
                 if key in found
                 else PodLine(name=key.partition("/")[2], state="absent")
                 for key in leaf.pods
@@ -270,7 +300,7 @@ def _by_leaf(spec: GangSpec, pods: list[Pod], book: ClaimBook) -> dict[str, list
     result: dict[str, list[PodLine]] = {leaf.name: [] for leaf in leaves}
     for pod in sorted(pods, key=lambda p: p.key):
         group = membership(pod).group
-        result[group if group in result else leaves[0].name].append(_pod(pod, book))
+        result[group if group in result else leaves[0].name].append(_pod(pod, claims))
     return result
 
 
@@ -296,7 +326,17 @@ def _leaf(spec: GroupSpec, pods: list[PodLine], name: str) -> PodsLine:
 
 _ADDED = ("labels", "annotations", "spec")
 """Fields in which a pod adds to what its group says."""
-_REPLACED = ("gpus", "cpu", "memory", "requests", "claims", "volumes", "host_ports", "priority")
+_REPLACED = (
+    "gpus",
+    "cpu",
+    "memory",
+    "requests",
+    "claims",
+    "shared_claims",
+    "volumes",
+    "host_ports",
+    "priority",
+)
 """Fields in which it replaces that."""
 
 
@@ -326,8 +366,8 @@ def _in_all(values: list[dict[str, Any]]) -> dict[str, Any]:
 # Pods
 
 
-def _lone(pod: Pod, book: ClaimBook) -> PodsLine:
-    own = _pod(pod, book)
+def _lone(pod: Pod, claims: _Claims) -> PodsLine:
+    own = _pod(pod, claims)
     own.created = ""
     line = _together(pod.name, [own])
     line.namespace = pod.namespace
@@ -340,9 +380,10 @@ def _lone(pod: Pod, book: ClaimBook) -> PodsLine:
     return line
 
 
-def _pod(pod: Pod, book: ClaimBook) -> PodLine:
+def _pod(pod: Pod, claims: _Claims) -> PodLine:
     spec = pod.spec
-    asked = {**dict(requests_of(spec)), **book.of(pod)[1]}
+    shared = [key for key in resource_claims(pod) if key in claims.shared]
+    asked = {**dict(requests_of(spec)), **claims.book.of(pod, shared)[1]}
     have = {key: _quantity(key, value) for key, value in asked.items()}
     raw = msgspec.to_builtins(spec)
     fields = {f.encode_name: raw[f.encode_name] for f in _fields(spec) if f.encode_name in raw}
@@ -359,6 +400,7 @@ def _pod(pod: Pod, book: ClaimBook) -> PodLine:
         memory=have.get("memory", 0),
         requests={key: value for key, value in have.items() if _is_further(key)},
         claims=_devices(have),
+        shared_claims=[key.partition("/")[2] for key in shared],
         volumes=[key.partition("/")[2] for key in volume_claims(pod)],
         host_ports=list(_host_ports(pod)),
         labels={key: value for key, value in pod.labels.items() if key not in _GANG_LABELS},
