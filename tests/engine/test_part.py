@@ -149,3 +149,14 @@ def test_ranks_together_say_what_one_says_and_hold_what_one_holds(
 def test_too_many_ranks_are_refused_with_what_would_do(checkpoint: Checkpoint) -> None:
     with pytest.raises(BadInputError, match="cannot share"):
         check_ranks(checkpoint.config, checkpoint.config.num_heads + 1)
+
+
+def test_a_rank_loads_no_more_than_its_part(checkpoint: Checkpoint) -> None:
+    whole = checkpoint.weights.layers[0]
+    parts = [load_checkpoint(checkpoint.directory, Part(rank, 2)) for rank in range(2)]
+    for name in ("gate", "up", "down", "o", "q"):
+        cut = [getattr(part.weights.layers[0], name) for part in parts]
+        assert sum(array.size for array in cut) == getattr(whole, name).size
+        assert all(array.base is None for array in cut)
+    assert {part.fingerprint for part in parts} == {checkpoint.fingerprint}
+    assert Part(0, 2).cut(parts[0]) is parts[0]

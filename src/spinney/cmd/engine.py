@@ -75,7 +75,7 @@ def engine(**options: Any) -> None:
 
     place = place_in_group(options)
     if place.rank:
-        return run_member(options, place, lambda: _model_part(settings))
+        return run_member(options, place, lambda: _model_part(settings, place.rank))
     return _serve_engine(options, settings, place)
 
 
@@ -92,29 +92,40 @@ def _serve_engine(options: dict[str, Any], settings: EngineSettings, place: Plac
         model.num_blocks,
     )
     leader = place.leader()
+    # Given away, so that the weights are not kept beside what the executor makes of them.
+    loaded = [model]
+    del model
 
     def build(clock: Clock, ids: IdSource, timer: Callable[[], float], tracer: Tracer) -> Engine:
         return build_engine(
-            settings, clock=clock, ids=ids, timer=timer, tracer=tracer, model=model, group=leader
+            settings,
+            clock=clock,
+            ids=ids,
+            timer=timer,
+            tracer=tracer,
+            model=loaded.pop(),
+            group=leader,
         )
 
     run_worker(options, build, None if leader is None else lambda: leader.form(terms))
 
 
-def _model_part(settings: EngineSettings) -> MemberModel:
+def _model_part(settings: EngineSettings, rank: int) -> MemberModel:
     """Return what a member computes with its part of the model."""
     from spinney.engine.assembly import arithmetic, load_model, make_executor
     from spinney.engine.group.data_link import MemberSum, obey
     from spinney.engine.part import Part
 
-    model = load_model(settings)
+    model = load_model(settings, rank)
+    fingerprint, loaded = model.checkpoint.fingerprint, [model]
+    del model
 
     def build(rank: int, membership: Membership) -> Callable[[], None]:
         part = Part(rank, settings.ranks, MemberSum(membership.link))
         sizes = replace(settings, block_size=membership.block_size)
-        executor = make_executor(sizes, model.checkpoint, membership.num_blocks, part)
+        executor = make_executor(sizes, loaded.pop().checkpoint, membership.num_blocks, part)
         heads = len(executor.layout.shard_heads(part.shard(executor.layout)))
         block_bytes = executor.layout.block_bytes // executor.layout.kv_heads * heads
         return lambda: obey(membership.link, executor, block_bytes)
 
-    return MemberModel(model.checkpoint.fingerprint, arithmetic(settings), build)
+    return MemberModel(fingerprint, arithmetic(settings), build)

@@ -24,7 +24,7 @@ from spinney.engine.engine_metrics import EngineMetrics
 from spinney.engine.group.data_link import LeaderSum
 from spinney.engine.group.executor import GroupExecutor
 from spinney.engine.numpy_executor import NumpyExecutor
-from spinney.engine.part import WHOLE, Part, check_ranks
+from spinney.engine.part import WHOLE, Part
 from spinney.engine.protocol import Limits
 from spinney.engine.server import EngineApp, ServedModel
 from spinney.engine.service import EngineService, Parts
@@ -214,17 +214,19 @@ def build_engine(
     return replace(built, group=group)
 
 
-def load_model(settings: EngineSettings) -> Model:
-    """Read the model's directory; raise BadInputError when it, or the settings, cannot be used."""
+def load_model(settings: EngineSettings, rank: int = 0) -> Model:
+    """Read the model's directory: the weights that *rank* needs.
+
+    Raises BadInputError when it, or the settings, cannot be used.
+    """
     directory = model_directory(settings.model)
-    checkpoint = load_checkpoint(directory)
+    checkpoint = load_checkpoint(directory, Part(rank, settings.ranks))
     tokenizer = load_tokenizer(directory)
     if tokenizer.vocab_size > checkpoint.config.vocab_size:
         raise BadInputError(
             f"{directory}: tokenizer.json has {tokenizer.vocab_size} tokens, the model "
             f"{checkpoint.config.vocab_size}; they do not belong together"
         )
-    check_ranks(checkpoint.config, settings.ranks)
     max_len, num_blocks = pool_size(settings, checkpoint.config.max_position_embeddings)
     return Model(directory, checkpoint, tokenizer, max_len, num_blocks)
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from spinney.engine.executor import ByteArray, FloatArray
+    from spinney.engine.part import Part
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -35,23 +36,33 @@ _ELEMENT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
-    """A model in memory. *fingerprint* is equal for equal configuration and weights."""
+    """A model in memory, or a rank's part of it.
+
+    *fingerprint* is equal for equal configuration and weights, and that of the whole model. Of a
+    part, *config* and *weights* are the part's and *whole* is the model's configuration.
+    """
 
     directory: Path
     config: ModelConfig
     weights: ModelWeights
     fingerprint: str
+    whole: ModelConfig | None = None
 
 
-def load_checkpoint(directory: Path) -> Checkpoint:
-    """Read the model in *directory*, converting weights to float32.
+def load_checkpoint(directory: Path, part: Part | None = None) -> Checkpoint:
+    """Read the model in *directory*, or *part* of it, converting weights to float32.
 
-    Raises BadInputError, naming the path, when a file or a tensor is missing or wrong.
+    Raises BadInputError, naming the path, when a file or a tensor is missing or wrong, or when so
+    many ranks cannot share the model.
     """
     config = load_config(directory)
     files = _open_weights(directory)
-    weights = gather_weights(config, files.tensor)
-    return Checkpoint(directory, config, weights, _fingerprint(directory, files))
+    if part is None or part.ranks == 1:
+        weights = gather_weights(config, files.tensor)
+        return Checkpoint(directory, config, weights, _fingerprint(directory, files))
+    cut = part.cut_of(config)
+    weights = gather_weights(config, files.tensor, cut.layer)
+    return Checkpoint(directory, cut.config, weights, _fingerprint(directory, files), config)
 
 
 def load_config(directory: Path) -> ModelConfig:

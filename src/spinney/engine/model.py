@@ -264,13 +264,25 @@ def rope_tables(config: ModelConfig, positions: int) -> tuple[FloatArray, FloatA
     return np.cos(angles, dtype=np.float32), np.sin(angles, dtype=np.float32)
 
 
-def gather_weights(config: ModelConfig, tensor: TensorSource) -> ModelWeights:
-    """Return the weights by their names in a Hugging Face checkpoint, shapes checked."""
+def gather_weights(
+    config: ModelConfig,
+    tensor: TensorSource,
+    keep: Callable[[LayerWeights], LayerWeights] | None = None,
+) -> ModelWeights:
+    """Return the weights by their names in a Hugging Face checkpoint, shapes checked.
+
+    *keep* returns what is to be kept of a layer: no more than one layer is in memory as a whole.
+    """
+
+    def layer(index: int) -> LayerWeights:
+        whole = _layer(config, index, tensor)
+        return whole if keep is None else keep(whole)
+
     width, vocab = config.hidden_size, config.vocab_size
     embed = tensor("model.embed_tokens.weight", (vocab, width))
     return ModelWeights(
         embed=embed,
-        layers=tuple(_layer(config, index, tensor) for index in range(config.num_layers)),
+        layers=tuple(layer(index) for index in range(config.num_layers)),
         norm=tensor("model.norm.weight", (width,)),
         lm_head=embed if config.tie_word_embeddings else tensor("lm_head.weight", (vocab, width)),
     )

@@ -46,7 +46,7 @@ class Part:
 
     def layout(self, checkpoint: Checkpoint, dtype: str, block_size: int) -> KVLayout:
         """Return what a block of all ranks together is."""
-        config = checkpoint.config
+        config = checkpoint.whole or checkpoint.config
         return KVLayout(
             model=checkpoint.fingerprint,
             dtype=dtype,
@@ -62,14 +62,24 @@ class Part:
         return self.rank * layout.shards // self.ranks
 
     def cut(self, checkpoint: Checkpoint) -> Checkpoint:
-        """Return the part of *checkpoint* that this rank computes with."""
-        if self.ranks == 1:
+        """Return the part of *checkpoint* that this rank computes with; it may be that already."""
+        if self.ranks == 1 or checkpoint.whole is not None:
             return checkpoint
-        config = checkpoint.config
+        cut, weights = self.cut_of(checkpoint.config), checkpoint.weights
+        layers = tuple(cut.layer(layer) for layer in weights.layers)
+        return replace(
+            checkpoint,
+            config=cut.config,
+            weights=replace(weights, layers=layers),
+            whole=checkpoint.config,
+        )
+
+    def cut_of(self, config: ModelConfig) -> Cut:
+        """Return what this rank has of a model; raise BadInputError when it cannot be shared so."""
         check_ranks(config, self.ranks)
         heads = rank_heads(config.num_kv_heads, self.ranks, self.rank)
         queries = _queries(config, self.ranks, self.rank)
-        inner = range(
+        inner = slice(
             self.rank * config.intermediate_size // self.ranks,
             (self.rank + 1) * config.intermediate_size // self.ranks,
         )
@@ -77,13 +87,10 @@ class Part:
             config,
             num_heads=len(queries),
             num_kv_heads=len(heads),
-            intermediate_size=len(inner),
+            intermediate_size=inner.stop - inner.start,
         )
         dim = config.head_dim
-        cut = _Cut(_wide(queries, dim), _wide(heads, dim), slice(inner.start, inner.stop))
-        weights = checkpoint.weights
-        layers = tuple(cut.layer(layer) for layer in weights.layers)
-        return replace(checkpoint, config=own, weights=replace(weights, layers=layers))
+        return Cut(own, _wide(queries, dim), _wide(heads, dim), inner)
 
 
 WHOLE = Part()
@@ -101,29 +108,32 @@ def check_ranks(config: ModelConfig, ranks: int) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Cut:
-    """Rows of the query, key and MLP matrices that a rank has."""
+class Cut:
+    """Rows of the query, key and MLP matrices that a rank has, and what that makes of a model."""
 
+    config: ModelConfig
     query: slice
     kv: slice
     inner: slice
 
     def layer(self, whole: LayerWeights) -> LayerWeights:
+        """Return copies of the rank's part of *whole*, so that the rest need not be kept."""
+
         def some(array: FloatArray | None, rows: slice) -> FloatArray | None:
-            return None if array is None else array[rows]
+            return None if array is None else array[rows].copy()
 
         return replace(
             whole,
-            q=whole.q[self.query],
-            k=whole.k[self.kv],
-            v=whole.v[self.kv],
-            o=whole.o[:, self.query],
+            q=whole.q[self.query].copy(),
+            k=whole.k[self.kv].copy(),
+            v=whole.v[self.kv].copy(),
+            o=whole.o[:, self.query].copy(),
             q_bias=some(whole.q_bias, self.query),
             k_bias=some(whole.k_bias, self.kv),
             v_bias=some(whole.v_bias, self.kv),
-            gate=whole.gate[self.inner],
-            up=whole.up[self.inner],
-            down=whole.down[:, self.inner],
+            gate=whole.gate[self.inner].copy(),
+            up=whole.up[self.inner].copy(),
+            down=whole.down[:, self.inner].copy(),
         )
 
 
