@@ -24,13 +24,16 @@ from spinney.api.meta import find_condition
 from spinney.api.podgang import PodGang
 from spinney.clock import LoopClock
 from spinney.ids import RandomIds
+from spinney.kube.client import KubeClient
 from spinney.kube.controller import Runtime
 from spinney.kube.events import EventRecorder
+from spinney.kube.leader import LeaderElector
+from spinney.kube.transport import TransportError
 from spinney.scheduler.config import SchedulerConfig
 from spinney.scheduler.setup import register
 
 if TYPE_CHECKING:
-    from spinney.kube.transport import ApiRequest
+    from spinney.kube.transport import ApiRequest, ApiResponse, Transport
     from spinney.sim.cluster import SimulatedCluster
 
 
@@ -182,3 +185,73 @@ def test_room_that_another_scheduler_made_for_its_pod_is_left_to_it() -> None:
         return await bound(cluster)
 
     assert set(play(scene).values()) == {"n1", "n2", "n3"}
+
+
+class Cut:
+    """The API as one process sees it, which may be cut off for a while."""
+
+    def __init__(self, inner: Transport) -> None:
+        self._inner = inner
+        self.off = False
+        self.bindings = 0
+        self.cut_at = -1
+
+    async def send(self, request: ApiRequest) -> ApiResponse:
+        if request.path.endswith("/binding"):
+            self.off = self.off or self.bindings == self.cut_at
+            self.bindings += 1
+        if self.off:
+            raise TransportError("the network is down")
+        response = await self._inner.send(request)
+        if self.off:
+            raise TransportError("the network went down before the reply")
+        return response
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+
+async def candidate(cluster: SimulatedCluster, api: Cut, name: str) -> None:
+    """Schedule whenever the lease is held."""
+    loop = asyncio.get_running_loop()
+    clock, client = LoopClock(loop), KubeClient(api)
+    ids = RandomIds(random.Random(name))
+
+    async def work() -> None:
+        events = EventRecorder(client, clock, ids, name)
+        runtime = Runtime(client, clock, rng=random.Random(name))
+        register(runtime, ids, events)
+        await runtime.run()
+
+    await LeaderElector(client, clock, ids, "scheduler", "default", name).run(work)
+
+
+@pytest.mark.parametrize("cut_at", [0, 1, 3, 7])
+def test_a_leader_that_is_cut_off_while_it_binds_is_followed_and_nothing_is_bound_twice(
+    cut_at: int,
+) -> None:
+    async def scene(cluster: SimulatedCluster) -> dict[str, str]:
+        loop = asyncio.get_running_loop()
+        one, other = Cut(cluster.transport), Cut(cluster.transport)
+        one.cut_at = cut_at
+        tasks = [loop.create_task(candidate(cluster, one, "one"))]
+        await asyncio.sleep(1)
+        tasks.append(loop.create_task(candidate(cluster, other, "other")))
+        await create(cluster, gang("g", 8, required="rack"), gang("h", 8, required="rack"))
+        await asyncio.sleep(5)
+        assert one.off
+        assert len(await bound(cluster)) < 16
+        await until_bound(cluster, 16)
+        assert other.bindings
+        one.off, one.cut_at = False, -1
+        await asyncio.sleep(30)
+        assert set(bindings(cluster).values()) == {1}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return await bound(cluster)
+
+    placed = play(scene, programs=())
+
+    for name in "gh":
+        assert len({placed[f"{name}-p-{n}"] in ("n0", "n1") for n in range(8)}) == 1
