@@ -31,6 +31,6 @@ ANSWERS = TEXT.partition("## The answers of why and fit")[2].partition("\n## ")[
 )
 def test_every_field_of_an_answer_is_documented(kind: Any) -> None:
     names = {field.encode_name for field in msgspec.structs.fields(kind)}
-    blocks = re.findall(r"\{[^}]*\}", ANSWERS) + [ANSWERS]
+    blocks = [*re.findall(r"\{[^}]*\}", ANSWERS), ANSWERS]
 
     assert any(names <= set(re.findall(r"\w+", block)) for block in blocks), names

@@ -21,6 +21,7 @@ from spinney.scheduler.nominations import recovered
 from spinney.scheduler.scenario import allocated
 from spinney.scheduler.session import Session
 from spinney.scheduler.shapes import GPU_GROUP
+from spinney.scheduler.sources.spec import gang_name
 from spinney.scheduler.topology.placement_score import placement_score
 
 if TYPE_CHECKING:
@@ -269,9 +270,3 @@ def _pending(verdict: Verdict) -> Pending:
     words = {"unplaced": "pending", "placed": "surplus"}
     kind = words.get(verdict.kind, verdict.kind)
     return Pending(gang_name(verdict.gang), kind, verdict.reason, sorted(verdict.left))
-
-
-def gang_name(key: str) -> str:
-    """Return a gang's key as ``namespace/name``, whichever kind of object describes it."""
-    namespace, _, name = key.partition("/")
-    return f"{namespace}/{name.partition(':')[2] or name}"

@@ -15,10 +15,11 @@ import msgspec
 
 from spinney.scheduler.config import SchedulerConfig
 from spinney.scheduler.copies import copy_of, together
-from spinney.scheduler.offline import OfflineCluster, Report, gang_name
+from spinney.scheduler.offline import OfflineCluster, Report
 from spinney.scheduler.queues.ledger import Ledger
 from spinney.scheduler.queues.model import NOTHING, RESOURCES, UNLIMITED
 from spinney.scheduler.sources.pods import membership
+from spinney.scheduler.sources.spec import gang_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

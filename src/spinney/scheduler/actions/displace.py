@@ -24,6 +24,7 @@ from spinney.scheduler.gpu_share import GPU, WHOLE
 from spinney.scheduler.queues.model import NOTHING, Amounts, minus
 from spinney.scheduler.reservations import spots_of
 from spinney.scheduler.session import Session
+from spinney.scheduler.sources.spec import gang_name
 from spinney.scheduler.verdict import Eviction, Verdict
 
 if TYPE_CHECKING:
@@ -491,7 +492,7 @@ def carry_out(session: Session, plan: Plan, action: str) -> Verdict:
     """Displace the plan's victims on *session* and keep the room for whom it was made."""
     gang = plan.wish.gang
     node_of = {spot.pod.key: spot.node for spots in plan.moves.values() for spot in spots}
-    message = f"makes room for {gang.key}"
+    message = f"makes room for {gang_name(gang.key)}"
     if gang.queue and session.ledger is not None:
         message += f" of queue {gang.queue}"
     for one in plan.victims:

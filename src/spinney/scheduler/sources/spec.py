@@ -63,3 +63,9 @@ class Membership:
     """The leaf; empty where the gang lists its pods, or has one leaf only."""
     implied: GangSpec | None = None
     """The whole gang, where no object describes it but the labels of its pods do."""
+
+
+def gang_name(key: str) -> str:
+    """Return a gang's key as ``namespace/name``, whichever kind of object describes it."""
+    namespace, _, name = key.partition("/")
+    return f"{namespace}/{name.partition(':')[2] or name}"
