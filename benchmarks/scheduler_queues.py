@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from spinney.scheduler.config import SchedulerConfig
 from spinney.scheduler.cycle import CycleResult, run_cycle
-from spinney.scheduler.scenario import fill, scenario
+from spinney.scheduler.scenario import fill, objects, scenario
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -196,24 +196,39 @@ def half_full(count: int) -> dict[str, Any]:
     return found
 
 
+def row(cache: Cache, title: str, *gangs: dict[str, Any]) -> None:
+    """Print a line for *gangs* in the cluster that *cache* is, which is as before afterwards."""
+    found = scenario({"gangs": list(gangs)})
+    fill(found, cache)
+    result = cycle(cache)
+    spent = cpu_ms(lambda: cycle(cache), 2)
+    print(
+        f"  {title:62} {spent:9.1f}   {len(result.evictions)} evicted, "
+        f"{len(result.pipelined)} pipelined",
+        flush=True,
+    )
+    for pod in objects(found).pods:
+        cache.remove_pod(pod.key)
+    for found_gang in objects(found).gangs:
+        cache.remove_gang(found_gang.key)
+
+
 def large(count: int) -> None:
     """Print the rows of a large cluster, all of it in use unless a line says otherwise."""
     print(f"{count} nodes")
-    line("take back one GPU", full(count, gangs=[gang("g", 1, 1)]), "", 2)
-    line("take back a tenth of the nodes", full(count, gangs=[gang("g", count // 10, 8)]), "", 1)
-    block = gang("g", 8, 8, required="block")
-    line("take back 8 whole nodes of one block", full(count, gangs=[block]), "", 2)
-    singles = [gang(f"g{at}", 1, 1) for at in range(200)]
-    line("take back for 200 single pods", full(count, gangs=singles), "", 1)
+    cache = fill(scenario(full(count)))
+    row(cache, "take back one GPU", gang("g", 1, 1))
+    row(cache, "take back a tenth of the nodes", gang("g", count // 10, 8))
+    row(cache, "take back 8 whole nodes of one block", gang("g", 8, 8, required="block"))
+    row(cache, "take back for 200 single pods", *(gang(f"g{at}", 1, 1) for at in range(200)))
     wide = gang("g", count // 2, 8, required="block")
-    line("hopeless: half of the nodes in one block", full(count, gangs=[wide]), "", 2)
+    row(cache, "hopeless: half of the nodes in one block", wide)
     apart = gang("g", count + 1, 1, labels={"app": "apart"}, spec=APART)
-    line("hopeless: a pod more than nodes, apart", full(count, gangs=[apart]), "", 2)
-    scattered = half_full(count)
-    scattered["gangs"] = [gang("g", 8, 8, "")]
-    line("move gangs for 8 whole nodes, half full", scattered, "", 1)
-    scattered["gangs"] = [gang("g", 2, 8, "", required="rack")]
-    line("move gangs for one whole rack, half full", scattered, "", 1)
+    row(cache, "hopeless: a pod more than nodes, apart", apart)
+    cache = fill(scenario(half_full(count)))
+    row(cache, "move gangs for 8 whole nodes, half full", gang("g", 8, 8, ""))
+    rack = gang("g", 2, 8, "", required="rack")
+    row(cache, "move gangs for one whole rack, half full", rack)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from spinney.api.leaderworkerset import LEADER_READY
 from spinney.api.meta import find_condition
 from spinney.errors import BadInputError
 from spinney.log import get_logger
+from spinney.scheduler.budgets import Budget, budget_of
 from spinney.scheduler.claims import ClaimBook, claims_of, has_claims, resource_claims
 from spinney.scheduler.gang_trees import GangTrees
 from spinney.scheduler.gangs import gang_of, lone_gang, tree_of, whole_gang
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from spinney.api.leaderworkerset import LeaderWorkerSet
     from spinney.api.podgang import PodGang
     from spinney.api.podgroup import MinMemberGroup, PodGroup, UpstreamPodGroup, Workload
+    from spinney.api.policy import PodDisruptionBudget
     from spinney.api.queue import Queue
     from spinney.api.storage import PersistentVolume, PersistentVolumeClaim, StorageClass
     from spinney.scheduler.gangs import Gang
@@ -113,6 +115,7 @@ class Cache:
         self._sharing: set[str] = set()
         self._shapes: dict[Shape, Shape] = {}
         self._queues = QueueBook()
+        self._budgets: dict[str, Budget] = {}
         self._trees = GangTrees()
         self._layout: Layout | None = None
         self._used: NDArray[np.int64] = np.zeros((0, 0), np.int64)
@@ -341,6 +344,20 @@ class Cache:
             self._trees.clear()
             self.room_version += 1
 
+    def set_budget(self, found: PodDisruptionBudget) -> None:
+        """Add or change a disruption budget; one with an amount that is none is left out."""
+        try:
+            self._budgets[found.key] = budget_of(found)
+        except BadInputError as error:
+            log.warning("budget is left out", budget=found.key, error=str(error))
+            self._budgets.pop(found.key, None)
+        self._trees.touch()
+
+    def remove_budget(self, key: str) -> None:
+        """Forget a disruption budget, by ``namespace/name``."""
+        self._budgets.pop(key, None)
+        self._trees.touch()
+
     def set_topology(self, binding: ClusterTopologyBinding) -> None:
         """Add or change a topology."""
         levels = tuple(level.key for level in binding.spec.levels)
@@ -462,6 +479,7 @@ class Cache:
             tuple(sorted(self._sharing)),
             shared,
             self._trees.short(),
+            tuple(found for _, found in sorted(self._budgets.items())),
         )
 
     def _shared_devices(

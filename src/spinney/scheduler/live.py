@@ -17,6 +17,7 @@ from spinney.api.podgroup import (
     VolcanoPodGroup,
     Workload,
 )
+from spinney.api.policy import PodDisruptionBudget
 from spinney.api.queue import Queue
 from spinney.api.storage import PersistentVolume, PersistentVolumeClaim
 from spinney.kube.errors import NotFoundError
@@ -44,6 +45,7 @@ async def read_cluster(client: KubeClient) -> Objects:
             *await _all(client, VolcanoPodGroup),
         ],
         leader_worker_sets=await _all(client, LeaderWorkerSet),
+        budgets=await _all(client, PodDisruptionBudget),
         volumes=await _all(client, PersistentVolume),
         volume_claims=await _all(client, PersistentVolumeClaim),
         device_classes=await _all(client, DeviceClass),

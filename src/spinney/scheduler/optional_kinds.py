@@ -20,6 +20,7 @@ from spinney.api.podgroup import (
     VolcanoPodGroup,
     Workload,
 )
+from spinney.api.policy import PodDisruptionBudget
 from spinney.api.storage import PersistentVolume, PersistentVolumeClaim, StorageClass
 from spinney.kube.errors import NotFoundError
 from spinney.log import get_logger
@@ -58,6 +59,7 @@ class OptionalKinds:
                 functools.partial(cache.remove_min_member_group, VolcanoPodGroup),
             ),
             LeaderWorkerSet: (cache.set_leader_worker_set, cache.remove_leader_worker_set),
+            PodDisruptionBudget: (cache.set_budget, cache.remove_budget),
             PersistentVolume: (cache.set_volume, cache.remove_claim),
             PersistentVolumeClaim: (cache.set_volume_claim, cache.remove_claim),
             StorageClass: (cache.set_storage_class, cache.remove_storage_class),

@@ -45,6 +45,7 @@ from spinney.api.podgroup import (
     UpstreamPodGroup,
     Workload,
 )
+from spinney.api.policy import PodDisruptionBudget, PodDisruptionBudgetSpec
 from spinney.api.quantity import parse_quantity
 from spinney.api.queue import PREEMPTIBILITY, QUEUE, Queue, QueueResource, QueueResources, QueueSpec
 from spinney.api.storage import (
@@ -59,6 +60,7 @@ from spinney.scheduler.claims import ClaimBook, resource_claims
 from spinney.scheduler.shapes import GPU_DEVICES, GPU_FRACTION, GPU_GROUP
 from spinney.scheduler.shapes import GPU_MEMORY as GPU_MEMORY_SHARE
 from spinney.scheduler.snapshot_format import (
+    BudgetLine,
     ClaimLine,
     GangLine,
     PodLine,
@@ -102,6 +104,7 @@ class Objects:
     workloads: list[Workload] = field(default_factory=list)
     min_member: list[MinMemberGroup] = field(default_factory=list)
     leader_worker_sets: list[LeaderWorkerSet] = field(default_factory=list)
+    budgets: list[PodDisruptionBudget] = field(default_factory=list)
     volumes: list[PersistentVolume] = field(default_factory=list)
     volume_claims: list[PersistentVolumeClaim] = field(default_factory=list)
     device_classes: list[DeviceClass] = field(default_factory=list)
@@ -131,6 +134,8 @@ class Objects:
             cache.set_min_member_group(named)
         for leading in self.leader_worker_sets:
             cache.set_leader_worker_set(leading)
+        for budget in self.budgets:
+            cache.set_budget(budget)
         self._put_claims(cache)
         for pod in self.pods:
             cache.set_pod(pod)
@@ -170,6 +175,7 @@ def objects(found: Scenario) -> Objects:
         nodes=list(nodes(found)),
         classes=list(_classes(found)),
         queues=[queue_object(queue, at) for at, queue in enumerate(found.queues)],
+        budgets=[_budget(line) for line in found.budgets],
         volumes=[_volume(line) for line in found.volumes],
         volume_claims=[_volume_claim(line) for line in found.volumes],
     )
@@ -310,6 +316,17 @@ def _volume_claim(line: VolumeLine) -> PersistentVolumeClaim:
     return PersistentVolumeClaim(
         metadata=ObjectMeta(name=line.name, namespace=line.namespace),
         spec=PersistentVolumeClaimSpec(volume_name=f"{line.namespace}-{line.name}"),
+    )
+
+
+def _budget(line: BudgetLine) -> PodDisruptionBudget:
+    return PodDisruptionBudget(
+        metadata=ObjectMeta(name=line.name, namespace=line.namespace),
+        spec=PodDisruptionBudgetSpec(
+            selector={"matchLabels": dict(line.labels)},
+            min_available=line.min_available,
+            max_unavailable=line.max_unavailable,
+        ),
     )
 
 

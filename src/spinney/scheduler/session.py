@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from spinney.scheduler.budgets import Budgets
 from spinney.scheduler.config import SchedulerConfig
 from spinney.scheduler.drains import Drains
 from spinney.scheduler.gpu_share import GPU, SharedGpus
@@ -96,6 +97,7 @@ class Session:
         self.memory = memory or Memory()
         self.reservations = Reservations(self)
         self.drains = Drains(self)
+        self.budgets = Budgets(self)
         self.undrainable: dict[str, int] = {}
         """Gangs for which no node could be drained, with what was asked."""
         self.evictions: list[Eviction] = []

@@ -422,15 +422,18 @@ def _weighted_terms(
     )
 
 
+def label_selector(selector: Mapping[str, Any]) -> tuple[Expression, ...]:
+    """Return the conditions of a ``labelSelector``; without any it matches everything."""
+    equal = sorted((selector.get("matchLabels") or {}).items())
+    return (
+        *(Expression(key, "In", (value,)) for key, value in equal),
+        *_expressions(selector.get("matchExpressions")),
+    )
+
+
 def _pod_term(term: Mapping[str, Any], namespace: str) -> PodTerm:
     selector = term.get("labelSelector")
-    expressions = None
-    if selector is not None:
-        equal = sorted((selector.get("matchLabels") or {}).items())
-        expressions = (
-            *(Expression(key, "In", (value,)) for key, value in equal),
-            *_expressions(selector.get("matchExpressions")),
-        )
+    expressions = None if selector is None else label_selector(selector)
     named = tuple(sorted(term.get("namespaces") or ()))
     everywhere = term.get("namespaceSelector") is not None
     namespaces = () if everywhere and not named else (named or (namespace,))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from spinney.api.core import Node
+    from spinney.scheduler.budgets import Budget
     from spinney.scheduler.gangs import Gang
     from spinney.scheduler.shapes import PodInfo, Requests, Shape
 
@@ -198,3 +199,5 @@ class Snapshot:
     """Nodes with how many GPUs are shared there, which count as used."""
     short: tuple[Gang, ...] = ()
     """Those of `standing` that run below their minimum."""
+    budgets: tuple[Budget, ...] = ()
+    """Disruption budgets."""

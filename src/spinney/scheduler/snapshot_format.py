@@ -238,6 +238,19 @@ class VolumeLine(_Part):
     """Labels that a node has to have to reach it."""
 
 
+class BudgetLine(_Part):
+    """A disruption budget: how many of some pods have to run, whoever wants them to move."""
+
+    name: str
+    namespace: str = names.DEFAULT_NAMESPACE
+    labels: dict[str, str] = {}
+    """Labels that the pods have; none: all pods of the namespace."""
+    min_available: int | str | None = None
+    """A number, or a percentage such as ``50%``."""
+    max_unavailable: int | str | None = None
+    """1 unless given, where ``minAvailable`` is not."""
+
+
 class ClaimLine(_Part):
     """A claim for devices that several pods may name: all of them run on one node."""
 
@@ -262,6 +275,7 @@ class Scenario(_Part):
     priority_classes: list[PriorityClassLine] = []
     queues: list[QueueLine] = []
     volumes: list[VolumeLine] = []
+    budgets: list[BudgetLine] = []
     claims: list[ClaimLine] = []
     gangs: list[GangLine] = []
     pods: list[PodsLine] = []

@@ -22,6 +22,7 @@ from spinney.scheduler.claims import resource_claims, volume_claims
 from spinney.scheduler.scenario import GPU, GPU_MEMORY, domain_of
 from spinney.scheduler.shapes import PODS, amounts, requests_of
 from spinney.scheduler.snapshot_format import (
+    BudgetLine,
     ClaimLine,
     GangLine,
     NodeLine,
@@ -101,6 +102,7 @@ def scenario_of(found: Objects, now_s: float) -> Scenario:
         now=rfc3339(now_s),
         nodes=[_node(node, book) for node in sorted(found.nodes, key=lambda n: n.name)],
         volumes=list(_volumes(found, book)),
+        budgets=list(_budgets(found)),
         claims=[_claim(key, book) for key in sorted(claims.shared)],
         topologies=[
             _topology(t.name, {level.key: level.domain for level in t.spec.levels})
@@ -189,6 +191,19 @@ def _is_further(resource: str) -> bool:
 
 def _devices(have: Mapping[str, Amount]) -> dict[str, int]:
     return {k.removeprefix(CLAIMED): _count(v) for k, v in have.items() if k.startswith(CLAIMED)}
+
+
+def _budgets(found: Objects) -> Iterator[BudgetLine]:
+    """Yield the disruption budgets; one that selects by more than labels covers too many here."""
+    for budget in sorted(found.budgets, key=lambda b: b.key):
+        spec = budget.spec
+        yield BudgetLine(
+            name=budget.name,
+            namespace=budget.namespace,
+            labels=dict(spec.selector.get("matchLabels") or {}),
+            min_available=spec.min_available,
+            max_unavailable=spec.max_unavailable,
+        )
 
 
 def _shared_by_pods(found: Objects, book: ClaimBook) -> frozenset[str]:

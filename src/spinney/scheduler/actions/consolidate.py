@@ -1,6 +1,7 @@
 """Consolidation: moving gangs closer together when that makes room for one more.
 
-Nobody loses by it: a plan counts only if every pod that leaves has another place to run. There has
+Nobody loses by it: a plan counts only if every pod that leaves has another place to run, and if
+disruption budgets let them all leave at once. There has
 to be enough free in sum, so only then is anything tried, and few gangs are moved for one.
 """
 
@@ -17,7 +18,7 @@ from spinney.scheduler.gpu_share import GPU
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from spinney.scheduler.actions.displace import Plan
+    from spinney.scheduler.actions.displace import Moves, Plan
     from spinney.scheduler.actions.victims import Unit
     from spinney.scheduler.actions.wishes import Wish
     from spinney.scheduler.demand import Demand
@@ -38,9 +39,13 @@ def consolidate(session: Session, previous: Mapping[str, Verdict]) -> Iterator[V
             return False
         return _enough_in_sum(session, wish.demand)
 
+    def accept(units: Sequence[Unit], moves: Moves) -> bool:
+        pods = (pod for one in units for pod in one.pods)
+        return everyone_moves(units, moves) and session.budgets.allow(pods)
+
     def choose(wish: Wish) -> Plan | None:
         for units in _choices(session, wish):
-            plan = find_plan(session, wish, units, everyone_moves)
+            plan = find_plan(session, wish, units, accept)
             if plan is not None:
                 return plan
         return None
@@ -67,7 +72,7 @@ def _choices(session: Session, wish: Wish) -> Iterator[Sequence[Unit]]:
     Where there are few they come in the order in which they would be displaced; of many, those on
     the nodes that are cheapest to clear come first.
     """
-    units = in_order(_units(session, wish.gang))
+    units = in_order(session, _units(session, wish.gang))
     few, most = units[:MOST_SINGLES], session.config.consolidated_gangs
     order = units
     if len(units) > MOST_SINGLES:
@@ -87,5 +92,7 @@ def _units(session: Session, gang: Gang) -> Iterator[Unit]:
     for other in candidates(session, gang):
         pods = [pod for leaf in other.root.leaves() for pod in leaf.active]
         moved = any(pod.key in session.displaced for pod in pods)
+        if not session.budgets.allow(pods):
+            continue
         if other.satisfied and not moved and all(pod.ours for pod in pods):
             yield unit(session, other, pods)

@@ -45,8 +45,11 @@ def _victims(session: Session, gang: Gang) -> list[Unit]:
     queue = tree.resolve(gang.queue)
     safe_s = tree.min_runtime_s(gang.queue, reclaim=False)
     return in_order(
-        unit
-        for other in candidates(session, gang)
-        if other.priority < gang.priority and tree.resolve(other.queue) == queue
-        for unit in units_of(session, other, safe_s)
+        session,
+        (
+            unit
+            for other in candidates(session, gang)
+            if other.priority < gang.priority and tree.resolve(other.queue) == queue
+            for unit in units_of(session, other, safe_s)
+        ),
     )

@@ -103,7 +103,7 @@ def _stacks(session: Session, ledger: Ledger, queue: str) -> Stacks:
         if other.preemptible and path and meeting is not None:
             safe_s = ledger.tree.min_runtime_s(meeting[1], reclaim=True)
             found.setdefault(path[0], []).extend(units_of(session, other, safe_s))
-    return {name: in_order(units)[::-1] for name, units in found.items()}
+    return {name: in_order(session, units)[::-1] for name, units in found.items()}
 
 
 def _choose(session: Session, ledger: Ledger, wish: Wish, pool: _Pool) -> Plan | None:
@@ -153,7 +153,7 @@ def _beyond_quota(session: Session, ledger: Ledger, wish: Wish) -> dict[str, lis
     beyond = {}
     for queue, units in found.items():
         left, taken = ledger.allocated[queue], []
-        for unit in in_order(units):
+        for unit in in_order(session, units):
             if within(left, ledger.tree.queues[queue].quota, wish.amount):
                 break
             left = minus(left, unit.amount)

@@ -126,10 +126,13 @@ def _started_s(pod: PodInfo) -> float:
         return 0.0
 
 
-def in_order(units: Iterable[Unit]) -> list[Unit]:
+def in_order(session: Session, units: Iterable[Unit]) -> list[Unit]:
     """Return *units* of one queue in the order in which they go: the least important gang first,
-    of equals surplus before minimums, of equals the youngest gang."""
+    of equals surplus before minimums, of equals whom no disruption budget protects, of equals the
+    youngest gang."""
     ordered = sorted(units, key=lambda u: (u.gang.created, u.gang.key), reverse=True)
+    if session.snapshot.budgets:
+        ordered.sort(key=lambda u: not session.budgets.allow(u.pods))
     ordered.sort(key=lambda u: (u.gang.priority, not u.surplus))
     return ordered
 
