@@ -45,6 +45,7 @@ def share(name: str, scope: str, namespace: str = "", **filters: list[str]) -> d
     return made
 
 
+INDEX = "grove.io/podclique-pod-index"
 INTERNAL = ["set-all", "set-rep", "grp-all", "grp-rep", "mem-all", "solo-all", "solo-rep", "few"]
 
 
@@ -344,6 +345,49 @@ def test_a_pod_that_stays_keeps_its_claim_when_lower_indices_go() -> None:
         left = {p.labels["grove.io/podclique-pod-index"] for p in await farm.pods()}
         assert left == {"1", "2"}
         assert await farm.names(ResourceClaim) == ["s-0-a-1-x", "s-0-a-2-x"]
+
+    play(scene)
+
+
+@pytest.mark.parametrize("kind", ["RollingRecreate", "Coherent"])
+def test_an_updated_pod_has_the_claims_of_its_index_and_surge_pods_have_their_own(
+    kind: str,
+) -> None:
+    async def scene(farm: Farm) -> None:
+        roles = [clique("p", 3, min=1), clique("d", 2, min=1)]
+        for role in roles:
+            role["resourceSharing"] = [share("x", "PerReplica"), share("y", "AllReplicas")]
+        made = pcs(*roles, resourceClaimTemplates=[template("x"), template("y")])
+        made["spec"]["updateStrategy"] = {"type": kind}
+        await farm.apply(made)
+        await farm.ready(5)
+        await farm.quiet()
+        before = set(await farm.names(ResourceClaim))
+        first = next(p for p in await farm.pods("s-0-p") if p.labels[INDEX] == "0")
+        cost = {"metadata": {"annotations": {"spinney.dev/deletion-cost": "-5"}}}
+        await farm.client.patch(Pod, first.name, cost, NS)
+        await farm.client.set_scale(PodClique, "s-0-p", 2, NS)
+        await farm.ready(4)
+        await farm.quiet()
+        found = await farm.set()
+        for live in found.spec.template.cliques:
+            live.spec.pod_spec["containers"][0]["image"] = "worker:2"
+        await farm.client.update(found)
+
+        async def done() -> bool:
+            pods = await farm.pods()
+            return len(pods) == 4 and {p.spec.containers[0].image for p in pods} == {"worker:2"}
+
+        await farm.until(done, "the update", within_s=300)
+        await farm.quiet()
+        used = set()
+        for pod in await farm.pods():
+            own = claims_of(pod)
+            name = pod.labels["grove.io/podclique"]
+            assert own == [f"{name}-{pod.labels[INDEX]}-x", f"{name}-all-y"]
+            used |= set(own)
+        assert set(await farm.names(ResourceClaim)) == used
+        assert len(used) == len(before) - 1
 
     play(scene)
 

@@ -136,38 +136,35 @@ OLD = {"revision": "old"}
 
 
 @pytest.mark.parametrize(
-    ("pods", "needed", "want"),
+    ("pods", "want"),
     [
-        pytest.param([pod(0, **OLD), pod(1, **OLD)], 2, ["p0"], id="one ready pod"),
+        pytest.param([pod(0, **OLD), pod(1, **OLD)], ["p0"], id="one ready pod"),
         pytest.param(
             [pod(0, **OLD), pod(1, **OLD, created="2025-01-01T00:00:00Z")],
-            1,
             ["p1"],
             id="the oldest",
         ),
         pytest.param(
             [pod(0, **OLD, gated=True), pod(1, **OLD, exit_code=1, ready=False, started=False)],
-            1,
             ["p0", "p1"],
             id="what holds nothing at once",
         ),
         pytest.param(
             [pod(0, **OLD, ready=False), pod(1, **OLD, ready=False), pod(2, **OLD)],
-            3,
             ["p0"],
             id="pods that lost their readiness one at a time",
         ),
-        pytest.param([pod(0, ready=False), pod(1, **OLD)], 1, [], id="waits for the new pod"),
-        pytest.param([pod(0, **OLD)], 1, [], id="waits for the missing pod"),
+        pytest.param([pod(0, ready=False), pod(1, **OLD)], [], id="waits for the new pod"),
+        pytest.param([pod(0, **OLD)], [], id="waits for the missing pod"),
         pytest.param(
-            [pod(0), pod(1, **OLD)], 2, ["p1"], id="with the minimum ready the next one goes"
+            [pod(0), pod(1, **OLD)], ["p1"], id="with the minimum ready the next one goes"
         ),
-        pytest.param([pod(0), pod(1)], 2, [], id="done"),
+        pytest.param([pod(0), pod(1)], [], id="done"),
     ],
 )
-def test_the_pods_to_replace(pods: list[Any], needed: int, want: list[str]) -> None:
+def test_the_pods_to_replace(pods: list[Any], want: list[str]) -> None:
     target = max(2, len(pods))
-    found = pods_to_replace(pods, "new", needed=needed, target=target)
+    found = pods_to_replace(pods, "new", target=target)
     assert [p.name for p in found] == want
 
 
@@ -176,25 +173,21 @@ def member(index: int, *, updated: bool = False, up: bool = True, holds: bool = 
 
 
 @pytest.mark.parametrize(
-    ("replicas", "needed", "want"),
+    ("replicas", "want"),
     [
-        pytest.param([member(0), member(1)], 1, [0], id="lowest first"),
-        pytest.param([member(0), member(1, up=False)], 1, [1], id="the unavailable one first"),
+        pytest.param([member(0), member(1)], [0], id="lowest first"),
+        pytest.param([member(0), member(1, up=False)], [1], id="the unavailable one first"),
         pytest.param(
             [member(0), member(1, up=False, holds=False), member(2, up=False, holds=False)],
-            1,
             [1, 2],
             id="what holds nothing at once",
         ),
-        pytest.param([member(0, updated=True, up=False), member(1)], 1, [], id="one at a time"),
-        pytest.param([member(0), member(1, updated=True)], 3, [], id="below the minimum none"),
-        pytest.param([member(0, updated=True)], 1, [], id="done"),
+        pytest.param([member(0, updated=True, up=False), member(1)], [], id="one at a time"),
+        pytest.param([member(0, updated=True)], [], id="done"),
     ],
 )
-def test_the_group_replicas_to_replace(
-    replicas: list[GroupReplica], needed: int, want: list[int]
-) -> None:
-    assert replicas_to_replace(replicas, needed=needed) == want
+def test_the_group_replicas_to_replace(replicas: list[GroupReplica], want: list[int]) -> None:
+    assert replicas_to_replace(replicas) == want
 
 
 def test_a_plan_has_holes_where_scaling_in_left_them() -> None:

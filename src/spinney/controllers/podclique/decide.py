@@ -110,8 +110,7 @@ def decide(clique: PodClique, seen: Observation) -> list[Action]:
         staying = {pod.metadata.uid for pod in leaving}
         live = [pod for pod in live if pod.metadata.uid not in staying]
     elif ROLLOUT in clique.metadata.annotations:
-        needed = clique_count(clique).needed
-        old = pods_to_replace(live, _revision(clique), needed=needed, target=target)
+        old = pods_to_replace(live, _revision(clique), target=target)
         actions += [DeletePod(pod, "it is of an older revision") for pod in old]
         gone = {pod.metadata.uid for pod in old}
         live = [pod for pod in live if pod.metadata.uid not in gone]

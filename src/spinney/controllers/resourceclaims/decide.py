@@ -18,6 +18,7 @@ from spinney.controllers.actions import Create, Delete
 from spinney.controllers.podclique.decide import free_indices
 from spinney.controllers.scalinggroup.decide import template_of
 from spinney.controllers.template import clique_count, group_count, role_of, set_replicas
+from spinney.controllers.update.plan import HOLE, read_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -195,11 +196,12 @@ def _still_there(wanted: Iterable[int], found: Iterable[int | None]) -> list[int
 def _pod_indices(clique: PodClique, pods: Sequence[Pod]) -> list[int]:
     """Return the indices that pods have, and those that the pods to be made will get."""
     used = {i for pod in pods if (i := _index(pod, names.POD_INDEX)) is not None}
-    count = clique_count(clique)
-    if count.planned is not None:
-        return sorted(used | set(range(count.planned)))
+    plan = read_plan(clique.metadata.annotations)
+    if plan is not None:
+        return sorted(used | {i for i, own in enumerate(plan) if own != HOLE})
     staying = [pod for pod in pods if not pod.deleting]
-    return sorted(used | set(free_indices(staying, count.target - len(staying))))
+    missing = clique_count(clique).target - len(staying)
+    return sorted(used | set(free_indices(staying, missing)))
 
 
 def _made(pcs: PodCliqueSet, claim: _Wanted, seen: Observation) -> ResourceClaim | str:

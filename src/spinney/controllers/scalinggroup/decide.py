@@ -141,7 +141,7 @@ def _replaced(
     ]
     missing = range(len(found), count.target)
     found += [GroupReplica(-1 - j, updated=True, available=False, holds=False) for j in missing]
-    return set(replicas_to_replace(found, needed=count.needed))
+    return set(replicas_to_replace(found))
 
 
 def _is_of(clique: PodClique, hashes: Collection[str]) -> bool:

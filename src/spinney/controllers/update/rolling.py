@@ -64,10 +64,10 @@ def next_replica(replicas: Iterable[SetReplica], current: int | None) -> int | N
     return left[0].index if left else None
 
 
-def pods_to_replace(live: Sequence[Pod], revision: str, *, needed: int, target: int) -> list[Pod]:
+def pods_to_replace(live: Sequence[Pod], revision: str, *, target: int) -> list[Pod]:
     """Return the pods of another revision that go now.
 
-    *live* has all live pods of the clique; *needed* is its minimum, *target* how many it has.
+    *live* has all live pods of the clique, *target* is how many it is to have.
     """
     old = [pod for pod in live if pod.labels.get(names.POD_TEMPLATE_HASH) != revision]
     idle = [pod for pod in old if not _holds(pod)]
@@ -76,24 +76,20 @@ def pods_to_replace(live: Sequence[Pod], revision: str, *, needed: int, target: 
     new = [pod for pod in live if pod.labels.get(names.POD_TEMPLATE_HASH) == revision]
     if not old or len(live) < target or not all(map(is_ready, new)):
         return []
-    first = min(old, key=_rank)
-    if is_ready(first) and sum(map(is_ready, live)) < needed:
-        return []
-    return [first]
+    # Those that are not ready go first: where a ready one goes, all are, and so is the minimum.
+    return [min(old, key=_rank)]
 
 
-def replicas_to_replace(replicas: Sequence[GroupReplica], *, needed: int) -> list[int]:
-    """Return the indices of the scaling group's replicas that go now."""
+def replicas_to_replace(replicas: Sequence[GroupReplica]) -> list[int]:
+    """Return the indices of the scaling group's replicas that go now; *replicas* has all wanted."""
     old = [replica for replica in replicas if not replica.updated]
     idle = [replica.index for replica in old if not replica.holds]
     if idle:
         return sorted(idle)
     if not old or any(r.updated and not r.available for r in replicas):
         return []
-    first = min(old, key=lambda replica: (replica.available, replica.index))
-    if first.available and sum(replica.available for replica in replicas) < needed:
-        return []
-    return [first.index]
+    # As with pods: where one that is available goes, all are.
+    return [min(old, key=lambda replica: (replica.available, replica.index)).index]
 
 
 def _holds(pod: Pod) -> bool:
