@@ -41,6 +41,7 @@ LEASE_S = 3.0
 ROUTER_FLAGS = (
     *("--connect-timeout", "1", "--prefill-deadline", "3", "--first-byte-deadline", "3"),
     *("--response-deadline", "10", "--idle-deadline", "3", "--seed", "1"),
+    *("--retry-within", "20"),
 )
 
 

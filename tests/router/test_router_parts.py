@@ -20,6 +20,7 @@ from spinney.router.prefix_index import CHUNK_BYTES, CHUNK_TOKENS, PrefixIndex, 
 from spinney.router.relay import IdleWatch, split_events
 from spinney.router.stories import Stories, Story
 from spinney.router.workers import Role, Stage, Worker, parse_worker
+from spinney.sim.loop import SimulatedLoop
 
 CHAT = openai.CHAT_COMPLETIONS
 
@@ -227,7 +228,8 @@ def test_a_stream_that_moves_outlives_its_idle_limit_and_one_that_stands_does_no
             async with IdleWatch(0.02):
                 await asyncio.sleep(5)
 
-    asyncio.run(main())
+    with asyncio.Runner(loop_factory=lambda: SimulatedLoop(None)) as runner:
+        runner.run(main())
 
 
 def test_an_outer_cancel_is_no_idle_timeout():

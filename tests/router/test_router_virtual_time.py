@@ -149,7 +149,8 @@ def test_hanging_workers_cost_their_deadlines_and_no_more():
     said, _, _ = simulate({name: ["hang"] * 9 for name in ("p0", "p1", "d0", "d1")})
 
     at_s, _, start = said[0]
-    most_s = 3 * (2 * limits.prefill_deadline(1) + limits.first_byte_deadline(1))
+    attempt_s = 2 * limits.prefill_deadline(1) + limits.first_byte_deadline(1)
+    most_s = limits.retry_within_s + limits.return_wait_s + attempt_s
     assert start["status"] == 504
     assert at_s <= most_s
 

@@ -129,6 +129,33 @@ def test_a_worker_that_is_silent_and_answers_is_waited_for():
     assert set(asked) == {"d0", "d1"}
 
 
+def test_where_all_are_silent_at_once_nobody_is_given_up():
+    async def main():
+        loop = asyncio.get_running_loop()
+        network = Network({"d0": ["stall"], "d1": ["stall"]}, ("d0", "d1"))
+        made = assemble(
+            StaticWorkers(WORKERS),
+            network,
+            limits=Limits(idle_stream_deadline_s=30),
+            policy=Policy(),
+            rng=random.Random(1),
+            clock=LoopClock(loop),
+            ids=RandomIds(random.Random(1)),
+            registry=CollectorRegistry(),
+        )
+        watching = asyncio.ensure_future(made.run())
+        both = [asyncio.ensure_future(Client(made.app).ask()) for _ in range(2)]
+        done, _ = await asyncio.wait(both, timeout=25)
+        assert not done
+        assert set(network.asked) == {"d0", "d1"}
+        for task in (*both, watching):
+            task.cancel()
+        await asyncio.gather(*both, watching, return_exceptions=True)
+
+    with asyncio.Runner(loop_factory=functools.partial(SimulatedLoop, None)) as runner:
+        runner.run(main())
+
+
 def test_a_worker_that_talks_is_asked_nothing():
     _, _, asked = run({})
 

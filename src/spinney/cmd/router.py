@@ -156,6 +156,12 @@ _deadline = click.FloatRange(min=0.001)
     help="Seconds it has to answer; then its requests go elsewhere.",
 )
 @click.option(
+    "--retry-within",
+    type=_deadline,
+    default=_DEFAULTS.retry_within_s,
+    help="Seconds after its coming in which a request is tried again.",
+)
+@click.option(
     "--return-wait",
     type=click.FloatRange(min=0),
     default=_DEFAULTS.return_wait_s,
@@ -278,6 +284,7 @@ class Options:
     idle_deadline: float
     suspect_after: float
     alive_deadline: float
+    retry_within: float
     return_wait: float
     drain_deadline: float
     max_attempts: int
@@ -331,6 +338,7 @@ class Options:
             idle_stream_deadline_s=self.idle_deadline,
             suspect_after_s=self.suspect_after,
             alive_deadline_s=self.alive_deadline,
+            retry_within_s=self.retry_within,
             return_wait_s=self.return_wait,
             drain_deadline_s=self.drain_deadline,
             max_attempts=self.max_attempts,

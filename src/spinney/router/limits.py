@@ -47,6 +47,8 @@ class Limits:
     """A router that has said nothing for so long is counted no more."""
     max_tries: int = 8
     """Decode attempts of one request in all, those too that reached no worker."""
+    retry_within_s: float = 60.0
+    """After a request came; then its next failure is its answer."""
     return_wait_s: float = 5.0
     """How long a request waits for a decode worker to come back, where all have failed lately."""
     suspect_after_s: float = 2.0

@@ -668,6 +668,8 @@ class Serving:
         limits = self._limits
         if run.desperate or run.counted >= limits.max_attempts or run.attempt >= limits.max_tries:
             return False
+        if _now() - run.came_s > limits.retry_within_s:
+            return False
         return free or self._budget.try_spend()
 
     def _blame(self, run: Run, failure: WorkerFailure) -> bool:

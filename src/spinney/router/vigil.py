@@ -2,10 +2,10 @@
 
 A worker that stands still keeps its connections: nothing breaks, nothing comes. It is asked whether
 it is alive when it has said nothing on any of its streams for a while; one that is busy answers or
-goes on with some stream, and is left alone. When it does neither, everything that waits for it is
-given up at once. And where every worker that could decode is avoided, those are asked likewise, so
-that requests go on as soon as one is back. Invariant: a request is given up only while it waits for
-the worker, never while it waits for its client.
+goes on with some stream, and is left alone. When it does neither, and another worker is better off,
+everything that waits for it is given up at once. And where every worker that could decode is
+avoided, those are asked likewise, so that requests go on as soon as one is back. Invariant: a
+request is given up only while it waits for the worker, never while it waits for its client.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ class Vigil:
     def _silent(self, pulse: Pulse, asked_s: float) -> None:
         """Give up what was asked of the worker before it was asked whether it is alive."""
         silent_s = _now() - pulse.heard_s
-        if silent_s < self._limits.suspect_after_s:
+        if silent_s < self._limits.suspect_after_s or not self._somebody_better(pulse.worker):
             return
         waits = [wait for wait in pulse.waits if wait.began_s <= asked_s]
         if waits:
@@ -225,6 +225,23 @@ class Vigil:
             )
         for wait in waits:
             wait.give_up(silent_s)
+
+    def _somebody_better(self, than: Worker) -> bool:
+        """Whether another worker could take over that is neither silent itself nor avoided.
+
+        Where all are silent at once it is not the workers: the machine or the network has too much
+        to do, and sending everything again would be more of it.
+        """
+        now_s = _now()
+        avoided = self._faults.avoided(now_s)
+        for other in self._workers():
+            if other.name == than.name or not other.available or other.name in avoided:
+                continue
+            pulse = self._pulses.get(other.name)
+            quiet = pulse is not None and now_s - pulse.heard_s >= self._limits.suspect_after_s
+            if not quiet and (other.decodes or not than.decodes):
+                return True
+        return False
 
 
 def _now() -> float:
