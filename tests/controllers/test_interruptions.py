@@ -7,7 +7,7 @@ import asyncio
 from tests.controllers.farm import NS, Farm, clique, pcs, play
 
 from spinney.api.core import Pod
-from spinney.api.grove import PodClique
+from spinney.api.grove import PodClique, PodCliqueScalingGroup
 from spinney.controllers.pod_state import is_gated
 
 
@@ -56,5 +56,42 @@ def test_a_creation_whose_answer_was_lost_is_not_done_again() -> None:
         farm.connection.mend()
         await farm.ready(6)
         assert len((await farm.client.list(Pod, NS)).items) == 6
+
+    play(scene)
+
+
+def test_pods_that_serve_are_not_taken_by_an_order_that_was_taken_back() -> None:
+    async def scene(farm: Farm) -> None:
+        await farm.apply(pcs(clique("a", 3, min=1)))
+        await farm.ready(3)
+        before = {pod.name for pod in await farm.pods()}
+        farm.connection.late = {"podcliques": 1.0}
+        await farm.client.set_scale(PodClique, "s-0-a", 1, NS)
+        await asyncio.sleep(0.5)
+        await farm.client.set_scale(PodClique, "s-0-a", 3, NS)
+        await asyncio.sleep(10)
+        assert {pod.name for pod in await farm.pods()} == before
+        farm.connection.mend()
+        await farm.client.set_scale(PodClique, "s-0-a", 1, NS)
+        await farm.ready(1)
+
+    play(scene)
+
+
+def test_replicas_of_a_group_are_not_taken_by_an_order_that_was_taken_back() -> None:
+    async def scene(farm: Farm) -> None:
+        group = {"name": "g", "cliqueNames": ["a"], "replicas": 3, "minAvailable": 1}
+        await farm.apply(pcs(clique("a"), groups=[group]))
+        await farm.ready(3)
+        before = {pod.name for pod in await farm.pods()}
+        farm.connection.late = {"podcliquescalinggroups": 1.0}
+        await farm.client.set_scale(PodCliqueScalingGroup, "s-0-g", 1, NS)
+        await asyncio.sleep(0.5)
+        await farm.client.set_scale(PodCliqueScalingGroup, "s-0-g", 3, NS)
+        await asyncio.sleep(10)
+        assert {pod.name for pod in await farm.pods()} == before
+        farm.connection.mend()
+        await farm.client.set_scale(PodCliqueScalingGroup, "s-0-g", 1, NS)
+        await farm.ready(1)
 
     play(scene)

@@ -156,6 +156,25 @@ def _call(client: KubeClient, action: Action) -> Callable[[], Awaitable[None]]:
     return run
 
 
+async def is_current(client: KubeClient, obj: KubeObject) -> bool:
+    """Ask the API whether *obj* still says what this copy of it says; its status may differ.
+
+    Who takes away what serves does it by what is wanted now; a copy may be of before the last edit.
+    """
+    try:
+        found = await client.get(type(obj), obj.name, obj.namespace or None)
+    except NotFoundError:
+        return False
+    now, then = found.metadata, obj.metadata
+    return (now.uid, now.generation, now.labels, now.annotations, now.deletion_timestamp) == (
+        then.uid,
+        then.generation,
+        then.labels,
+        then.annotations,
+        then.deletion_timestamp,
+    )
+
+
 async def delete(client: KubeClient, obj: KubeObject) -> None:
     """Ask for the deletion of exactly *obj*; if it is gone or replaced, do nothing."""
     try:

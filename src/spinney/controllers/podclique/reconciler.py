@@ -46,8 +46,9 @@ if TYPE_CHECKING:
     from spinney.kube.events import EventRecorder
 
 
-GONE_S = 1.0
-"""When to look again at a clique that the API has not and the informer still shows."""
+STALE_S = 1.0
+"""When to look again at a clique of which the informer shows an older state than the API has: it is
+about to show the present one, but may be behind while its watch is broken."""
 _NAMED_CLAIMS = 3
 """Missing claims that a message tells of one by one."""
 
@@ -97,14 +98,15 @@ class PodCliqueReconciler:
         uid = clique.metadata.uid
         self._uids[key] = uid
         if not await self._unseen.recheck(self._client, clique):
-            # The informer is about to show that; it may be behind while its watch is broken.
-            return Result(GONE_S)
+            return Result(STALE_S)
         pods = self._world.pods_of_clique(clique)
         finished = [pod for pod in pods if is_finished(pod) and not pod.deleting]
         backoff_s = self._backoff.wait_s(key, (pod.metadata.uid for pod in finished))
         todo, lacking = self._with_claims(
             clique, decide(clique, self._observe(clique, pods, backoff_s))
         )
+        if _takes_what_serves(todo) and not await actions.is_current(self._client, clique):
+            return Result(STALE_S)
         errors = await self._perform(clique, todo)
         self._note_replaced(clique, todo)
         pods = self._world.pods_of_clique(clique)
@@ -334,6 +336,10 @@ class PodCliqueReconciler:
                 PodClique, clique.name, patch, clique.namespace, subresource="status"
             )
         return wait_s
+
+
+def _takes_what_serves(todo: Sequence[Action]) -> bool:
+    return any(isinstance(action, DeletePod) and is_ready(action.pod) for action in todo)
 
 
 def _is_race(error: Exception) -> bool:

@@ -9,7 +9,7 @@ import msgspec
 from spinney.api.grove import PodCliqueScalingGroup
 from spinney.clock import rfc3339
 from spinney.controllers import identity
-from spinney.controllers.actions import Create, Delete, perform, status_patch
+from spinney.controllers.actions import Create, Delete, is_current, perform, status_patch
 from spinney.controllers.conditions import last_errors
 from spinney.controllers.pacing import Pacer
 from spinney.controllers.scalinggroup.decide import decide, template_of
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from spinney.controllers.world import World
     from spinney.kube.client import KubeClient
     from spinney.kube.events import EventRecorder
+
+
+STALE_S = 1.0
+"""When to look again at a group of which the informer shows an older state than the API has."""
 
 
 class ScalingGroupReconciler:
@@ -58,6 +62,9 @@ class ScalingGroupReconciler:
             self._world.target(pcs),
             self._world.stored(pcs),
         )
+        removes = any(isinstance(action, Delete) for action in todo)
+        if removes and not await is_current(self._client, group):
+            return Result(STALE_S)
         failed: Exception | None = None
         try:
             await perform(self._client, todo)
