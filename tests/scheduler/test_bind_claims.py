@@ -169,6 +169,37 @@ def test_a_pod_that_is_not_bound_gives_its_devices_back() -> None:
     play(scene)
 
 
+def test_devices_that_pin_a_pod_to_a_node_without_room_are_given_back() -> None:
+    async def scene(cluster: SimulatedCluster) -> dict[str, str]:
+        await offer_devices(cluster)
+        await claim(cluster, "c")
+        container = {
+            "name": "main",
+            "image": "example.org/x:1",
+            "resources": {"requests": {"nvidia.com/gpu": 4}},
+        }
+        faults(cluster).refuse = lambda request: request.path.endswith("p/binding")
+        await make_pod(cluster, "p", containers=[container], resourceClaims=uses("c"))
+        await asyncio.sleep(0.4)
+        pod = await cluster.client.get(Pod, "p", "default")
+        found = await claimed(cluster, "c")
+        node = found.status.allocation["devices"]["results"][0]["pool"]
+        user = {"resource": "pods", "name": "p", "uid": pod.metadata.uid}
+        left = {"allocation": found.status.allocation, "reservedFor": [user]}
+        await asyncio.sleep(1)
+        await make_pod(cluster, "other", containers=[container], nodeName=node)
+        await cluster.client.patch(
+            ResourceClaim, "c", {"status": left}, "default", subresource="status"
+        )
+        faults(cluster).refuse = lambda _: False
+        await until_bound(cluster, 2)
+        return await bound(cluster)
+
+    placed = play(scene)
+
+    assert {placed["p"], placed["other"]} == {"n0", "n1"}
+
+
 def test_a_pod_whose_claim_does_not_exist_yet_is_not_bound_without_it() -> None:
     async def scene(cluster: SimulatedCluster) -> None:
         await offer_devices(cluster)

@@ -9,6 +9,7 @@ import json
 import random
 from typing import TYPE_CHECKING
 
+from tests.scheduler.test_bind_claims import claim, claimed, make_pod, offer_devices, uses
 from tests.scheduler.test_scheduler_in_a_cluster import (
     bindings,
     bound,
@@ -32,6 +33,7 @@ from spinney.scheduler.cycle import run_cycle
 from spinney.scheduler.nominations import recovered, wanted
 from spinney.scheduler.scenario import fill, scenario
 from spinney.scheduler.setup import register
+from spinney.scheduler.shapes import gpu_groups
 from spinney.sim.kubelet import KubeletModel
 
 if TYPE_CHECKING:
@@ -152,6 +154,42 @@ def test_a_scheduler_that_dies_before_any_of_its_writes_loses_no_room_and_binds_
     while play_lives(at) > at:
         at += 1
     assert at > 20, "there are fewer writes than there were; does the scene still evict and bind?"
+
+
+def test_one_that_dies_while_it_settles_claims_gives_no_device_to_two() -> None:
+    async def scene(cluster: SimulatedCluster, at: int) -> int:
+        await offer_devices(cluster)
+        for number in range(4):
+            await claim(cluster, f"c{number}")
+            await make_pod(cluster, f"p{number}", resourceClaims=uses(f"c{number}"))
+        await create(
+            cluster, {"name": "s", "groups": [{"name": "p", "pods": 3, "gpuFraction": 0.5}]}
+        )
+        first = Mortal(cluster.transport, at)
+        await live(cluster, first, 10)
+        await live(cluster, Mortal(cluster.transport, NEVER), 10)
+        nodes, given, parts = await bound(cluster), set(), collections.Counter[tuple[str, str]]()
+        assert len(nodes) == 7
+        for number in range(4):
+            found = await claimed(cluster, f"c{number}")
+            assert found.status.allocation is not None
+            (device,) = found.status.allocation["devices"]["results"]
+            assert device["pool"] == nodes[f"p{number}"]
+            assert [user["name"] for user in found.status.reserved_for] == [f"p{number}"]
+            given.add((device["pool"], device["device"]))
+        assert len(given) == 4
+        for pod in (await cluster.client.list(Pod, "default")).items:
+            for gpu in gpu_groups(pod):
+                parts[pod.spec.node_name, gpu] += 1
+        assert sum(parts.values()) == 3
+        assert max(parts.values()) <= 2
+        assert set(bindings(cluster).values()) == {1}
+        return first.writes
+
+    at = 0
+    while play(functools.partial(scene, at=at), programs=()) > at:
+        at += 3
+    assert at > 15
 
 
 def test_room_that_is_kept_is_read_back_from_the_pods() -> None:

@@ -22,7 +22,7 @@ from spinney.scheduler.claims import resource_claims, volume_claims
 from spinney.scheduler.device_allocation import released, reserved
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from spinney.api.core import Pod
     from spinney.kube.client import KubeClient
@@ -102,16 +102,27 @@ class ClaimBinder:
         found = {device for name, claim in known.items() if name != key for device in claim.devices}
         return found.union(*(devices for name, devices in self._taken.items() if name != key))
 
-    async def release(self, binding: Binding) -> None:
-        """Give back the devices of a pod that was not bound, as far as the API lets us."""
-        pod = self._cache.claiming(binding.pod)
+    async def release_held(self, pods: Iterable[str]) -> None:
+        """Give back what is allocated for those of *pods* alone, which found no place.
+
+        A scheduler that died between allocating and binding left it so: the devices pin the pod to
+        a node that may have no room for it any more.
+        """
+        for key in pods:
+            pod = self._cache.claiming(key)
+            if pod is not None and self._cache.claims.held_alone(pod):
+                await self.release(key)
+
+    async def release(self, key: str) -> None:
+        """Give back the devices of the pod *key*, which is not bound, as far as the API lets us."""
+        pod = self._cache.claiming(key)
         if pod is None:
             return
-        for key in resource_claims(pod):
+        for claim in resource_claims(pod):
             try:
-                await self._change(key, functools.partial(released, pod=pod), protect=False)
+                await self._change(claim, functools.partial(released, pod=pod), protect=False)
             except (ApiError, TransportError) as error:
-                log.warning("devices not given back", claim=key, error=str(error))
+                log.warning("devices not given back", claim=claim, error=str(error))
 
     async def _change(
         self,

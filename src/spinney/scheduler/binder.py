@@ -130,7 +130,7 @@ class Binder:
     async def give_up(self, binding: Binding) -> None:
         """Take the assumption of *binding* back."""
         self._cache.forget(binding.pod)
-        await self._claims.release(binding)
+        await self._claims.release(binding.pod)
 
     async def _is_bound(self, binding: Binding) -> bool:
         """Tell whether the pod is on its node already: an answer to us was lost."""

@@ -53,8 +53,13 @@ class DevicesClaimed:
     """Where they are, once they are allocated."""
     devices: frozenset[tuple[str, str, str]] = frozenset()
     """Which they are."""
-    first_user: str = ""
-    """The uid of the pod that they count for; empty: all of its pods."""
+    users: tuple[str, ...] = ()
+    """The uids of its pods."""
+
+    @property
+    def first_user(self) -> str:
+        """The uid of the pod that they count for; empty: all of its pods."""
+        return self.users[0] if self.users else ""
 
 
 @dataclass(slots=True)
@@ -112,7 +117,7 @@ class ClaimBook:
             _wanted(claim.spec.devices),
             node_terms(selector.get("nodeSelectorTerms")),
             allocated_devices(allocation),
-            str(users[0].get("uid", "")) if users else "",
+            tuple(str(user.get("uid", "")) for user in users),
         )
         return old != new
 
@@ -189,6 +194,12 @@ class ClaimBook:
         if volume or not node:
             return self.volumes.get(volume, ())
         return (NodeTerm(fields=(Expression("metadata.name", "In", (node,)),)),)
+
+    def held_alone(self, pod: Pod) -> bool:
+        """Tell whether a claim of *pod* is allocated for it and for nobody else."""
+        mine = (pod.metadata.uid,)
+        found = (self.claims.get(key, DevicesClaimed()) for key in resource_claims(pod))
+        return any(claim.devices and claim.users == mine for claim in found)
 
     def awaits_node(self, key: str) -> bool:
         """Tell whether the volume claim gets a volume only once a node is chosen for it."""

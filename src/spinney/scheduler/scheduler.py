@@ -68,8 +68,8 @@ class Scheduler:
     ) -> None:
         self._config = config or SchedulerConfig()
         self._cache = Cache(self._config.scheduler_names, self._config.pool_label)
-        claims = ClaimBinder(runtime.client, self._cache)
-        self._binder = Binder(runtime.client, self._cache, claims)
+        self._claims = ClaimBinder(runtime.client, self._cache)
+        self._binder = Binder(runtime.client, self._cache, self._claims)
         self._metrics = SchedulerMetrics(registry)
         self._memory: Memory | None = None
         """None until the first cycle."""
@@ -159,7 +159,7 @@ class Scheduler:
             self._controller.enqueue(KEY, DEBOUNCE_S)
 
     def _retry(self) -> None:
-        self._due = True
+        """Run a cycle in a while, if nothing makes one come sooner: that does for the retry too."""
         self._controller.enqueue(KEY, RETRY_S)
 
     # A cycle
@@ -190,6 +190,9 @@ class Scheduler:
         unsaid = await self._reporter.nominate(wanted(result.memory, snapshot))
         if result.evictions:
             await self._evict(result.evictions, unsaid)
+        await self._claims.release_held(
+            pod for verdict in result.verdicts.values() for pod in verdict.left
+        )
         await self._reporter.tell_unplaced(result.verdicts)
         await self._reporter.settle()
         await self._reporter.report_queues(result.memory.usage)
@@ -218,6 +221,7 @@ class Scheduler:
         found = [binding for binding in bindings if binding.gang not in waiting]
         if len(found) < len(bindings):
             self._memory = replace(self._memory, version=-1)
+            self._controller.enqueue(KEY, min(self._held_off[gang][0] for gang in waiting) - now_s)
         return found
 
     def _hold_off(self, gang: str) -> None:
