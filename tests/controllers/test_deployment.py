@@ -109,6 +109,8 @@ NOT_IN_A_LIFE = {
     ("autoscaling", "horizontalpodautoscalers", "patch"),
     ("", "services", "patch"),
     ("grove.io", "podcliquescalinggroups", "patch"),
+    ("rbac.authorization.k8s.io", "roles", "patch"),
+    ("rbac.authorization.k8s.io", "rolebindings", "patch"),
     ("resource.k8s.io", "resourceclaims", "patch"),
 }
 """What is done seldom: old revisions, and objects that somebody else has changed."""
