@@ -169,7 +169,7 @@ def asked_for(request: ApiRequest) -> tuple[str, str, str]:
 
 
 def allowed() -> set[tuple[str, str, str]]:
-    documents = list(yaml.safe_load_all((EXAMPLES / "deploy.yaml").read_text()))
+    documents = list(yaml.safe_load_all((ROOT / "deploy" / "scheduler.yaml").read_text()))
     return {
         (group, resource, verb)
         for document in documents
@@ -181,7 +181,7 @@ def allowed() -> set[tuple[str, str, str]]:
     }
 
 
-def test_the_example_allows_what_the_scheduler_asks_for() -> None:
+def test_the_deployment_allows_what_the_scheduler_asks_for() -> None:
     async def scene(cluster: SimulatedCluster) -> set[tuple[str, str, str]]:
         important = PriorityClass(value=50)
         important.metadata.name = "p50"
