@@ -6,14 +6,21 @@ import asyncio
 from typing import Any
 
 import pytest
-from tests.controllers.farm import NS, Farm, clique, pcs, play
+from tests.controllers.farm import NS, Farm, clique, pcs, play, typed
 
 from spinney.api.computedomain import ComputeDomain
 from spinney.api.core import Event, Pod
 from spinney.api.grove import PodClique, PodCliqueSet
 from spinney.api.grove_mnnvl import MNNVL_GROUP
 from spinney.api.meta import find_condition
-from spinney.controllers.computedomains.decide import AVAILABLE, FINALIZER
+from spinney.controllers.actions import Change, Create, Delete
+from spinney.controllers.computedomains.decide import (
+    AVAILABLE,
+    FINALIZER,
+    condition,
+    decide,
+    taken,
+)
 from spinney.kube.errors import NotFoundError
 
 GPU = {"limits": {"nvidia.com/gpu": 1}}
@@ -79,6 +86,45 @@ def test_a_domain_is_made_for_each_replica_and_goes_with_it() -> None:
         await farm.until(gone, "nothing left")
 
     play(scene)
+
+
+def made_of(owner: PodCliqueSet) -> dict[str, ComputeDomain]:
+    found = {}
+    for action in decide(owner, {}, ()):
+        assert isinstance(action, Create)
+        assert isinstance(action.object, ComputeDomain)
+        found[action.object.name] = action.object
+    return found
+
+
+def test_a_domain_stays_while_something_of_its_replica_is_there() -> None:
+    owner = typed(service(role("a"), replicas=2))
+    existing = made_of(owner)
+    owner.spec.replicas = 1
+    assert decide(owner, existing, {0, 1}) == []
+    (gone,) = decide(owner, existing, {0})
+    assert isinstance(gone, Delete)
+    assert gone.object.name == "s-1-train"
+    existing["s-1-train"].metadata.deletion_timestamp = "2026-01-01T00:00:00Z"
+    assert decide(owner, existing, {0, 1}) == [], "released when nothing is there any more"
+    (released,) = decide(owner, existing, {0})
+    assert isinstance(released, Change)
+    assert released.patch["metadata"]["finalizers"] == []
+
+
+def test_a_domain_of_somebody_else_is_left_alone() -> None:
+    owner = typed(service(role("a"), replicas=2))
+    existing = made_of(owner)
+    owner.spec.replicas = 0
+    assert len(decide(owner, existing, ())) == 2
+    for domain in existing.values():
+        domain.metadata.owner_references[0].uid = "somebody"
+    assert decide(owner, existing, ()) == []
+    owner.spec.replicas = 2
+    assert decide(owner, existing, ()) == []
+    said = condition(2, taken(owner, existing))
+    assert said.status == "False"
+    assert "s-0-train" in said.message
 
 
 def test_the_nearest_annotation_counts_and_none_opts_out() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import itertools
 from typing import TYPE_CHECKING, Any
 
@@ -323,6 +324,9 @@ def test_a_clique_made_anew_waits_for_the_claims_of_its_namesake_to_go() -> None
         assert new.metadata.uid != old.metadata.uid
         live = await farm.clique("s-0-solo")
         assert new.controller_uid() == live.metadata.uid
+        made = [w.path for w in farm.cluster.transport.writes if w.method == "POST"]
+        last = {path.rsplit("/", 1)[-1]: i for i, path in enumerate(made)}
+        assert last["resourceclaims"] < last["pods"], "the pod was made after its new claims"
 
     play(scene)
 
@@ -526,6 +530,43 @@ def test_a_claim_of_that_name_that_is_somebody_elses_is_left_alone() -> None:
     decision = model.decide()
     assert decision.actions == []
     assert "s-all-x" in claims.condition(decision).message
+
+
+def sharing_model(**more: Any) -> Model:
+    share_ = [share("x", "PerReplica")]
+    templates = [template("x")]
+    return Model(pcs(clique("a"), resourceClaimTemplates=templates, resourceSharing=share_, **more))
+
+
+def test_a_claim_stays_while_something_of_its_replica_is_there() -> None:
+    model = sharing_model(replicas=2)
+    model.step()
+    assert sorted(model.claims) == ["s-0-x", "s-1-x"]
+    model.pcs.spec.replicas = 1
+    assert model.decide().actions == []
+    model.forget(["s-1-a"])
+    model.step()
+    assert sorted(model.claims) == ["s-0-x"]
+
+
+def test_a_claim_that_is_leaving_is_waited_for_and_told_of() -> None:
+    model = sharing_model()
+    model.step()
+    model.claims["s-0-x"].metadata.deletion_timestamp = "2026-01-01T00:00:00Z"
+    decision = model.decide()
+    assert decision.actions == []
+    assert decision.problems == ["s-0-x is of an owner that is gone; waiting for it to go"]
+
+
+def test_a_claim_that_only_looks_like_the_sets_is_not_deleted() -> None:
+    model = sharing_model()
+    model.step()
+    model.claims["s-7-x"] = copy.deepcopy(model.claims["s-0-x"])
+    model.claims["s-7-x"].metadata.name = "s-7-x"
+    (gone,) = model.decide().actions
+    assert isinstance(gone, Delete)
+    model.claims["s-7-x"].metadata.owner_references[0].uid = "somebody"
+    assert model.decide().actions == []
 
 
 def test_a_pod_of_a_set_without_claims_refers_to_none() -> None:
