@@ -396,6 +396,33 @@ def test_an_updated_pod_has_the_claims_of_its_index_and_surge_pods_have_their_ow
     play(scene)
 
 
+def test_a_pod_that_comes_back_in_an_old_revision_has_its_claims() -> None:
+    async def scene(farm: Farm) -> None:
+        roles = [clique("p", 2), clique("d", 4)]
+        roles[0]["resourceSharing"] = [share("x", "AllReplicas")]
+        made = pcs(*roles, resourceClaimTemplates=[template("x")])
+        budget = {"minCapacityPercent": 50, "maxSurge": 0, "maxUnavailable": 1}
+        made["spec"]["updateStrategy"] = {"type": "Coherent", "coherent": budget}
+        await farm.apply(made)
+        await farm.ready(6)
+        await farm.quiet()
+        farm.binder.held = {"s-0-d"}
+        found = await farm.set()
+        for live in found.spec.template.cliques:
+            live.spec.pod_spec["containers"][0]["image"] = "worker:2"
+        await farm.client.update(found)
+        await farm.quiet()
+        old = [p for p in await farm.pods("s-0-p") if p.spec.containers[0].image == "worker:1"]
+        assert old
+        await farm.client.delete(Pod, old[0].name, NS)
+        await farm.quiet()
+        pods = await farm.pods("s-0-p")
+        assert sorted(p.spec.containers[0].image for p in pods) == ["worker:1", "worker:2"]
+        assert [claims_of(pod) for pod in pods] == [["s-0-p-all-x"]] * 2
+
+    play(scene)
+
+
 # Every shape of sharing, decided without a cluster
 
 

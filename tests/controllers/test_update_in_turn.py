@@ -20,7 +20,9 @@ from tests.controllers.test_update_live import (
 from spinney.api import names
 from spinney.api.core import Pod
 from spinney.api.grove import PodClique, PodCliqueScalingGroup, PodCliqueSet
-from spinney.api.meta import ObjectMeta, find_condition
+from spinney.api.meta import ObjectMeta, Status, find_condition
+from spinney.controllers.conditions import last_errors
+from spinney.kube.errors import ConflictError
 
 if TYPE_CHECKING:
     from tests.controllers.scenarios.stage import Stage
@@ -389,6 +391,14 @@ def test_a_coherent_update_is_told_by_its_parts_too() -> None:
         assert None not in seen
 
     play(scene)
+
+
+def test_an_error_keeps_its_time_and_a_lost_race_is_none() -> None:
+    old = last_errors([], "ERR_X", [ValueError("a")], "10:00")
+    assert [(e.code, e.description, e.observed_at) for e in old] == [("ERR_X", "a", "10:00")]
+    race = ConflictError(Status(message="somebody wrote first"))
+    new = last_errors(old, "ERR_X", [ValueError("a"), ValueError("b"), race], "10:05")
+    assert [(e.description, e.observed_at) for e in new] == [("a", "10:00"), ("b", "10:05")]
 
 
 @pytest.mark.parametrize("level", ["set", "group"])
