@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from tests.scheduler.eviction_table import asks, cluster, node, queue, runs
 
+from spinney.scheduler.actions.turns import Turns
 from spinney.scheduler.queues.ledger import Ledger
 from spinney.scheduler.queues.model import NOTHING, Amounts
 
@@ -84,6 +85,33 @@ def test_one_beyond_its_share_of_everything_comes_last_whatever_its_priority() -
     assert keys["y"] < keys["x"]
     some = found.order_key("x", NOTHING, have=(2000, 2000, 0))
     assert some < keys["x"], "beyond its share of some resources only"
+
+
+def test_a_higher_priority_comes_before_a_smaller_part_of_what_is_due() -> None:
+    found = ledger(q("x"), q("y", priority=200), {"y": 2}, want={"x": 8, "y": 2})
+
+    assert found.entitled("x")[0] == found.entitled("y")[0] == 4000
+    assert min(("x", "y"), key=lambda n: found.order_key(n, GPU)) == "y"
+
+
+def test_what_happens_to_a_queue_between_turns_changes_whose_turn_it_is() -> None:
+    gangs = [asks(f"{q}{i}", q, 1, 1) for q in ("x", "y") for i in range(2)]
+    document = {"nodes": [NODE], "queues": [q("x", 4), q("y", 4)], "gangs": gangs}
+    snapshot = cluster(document).cache.snapshot()
+    found = Ledger(snapshot)
+    turns = Turns(found)
+    for gang in snapshot.gangs:
+        turns.push(gang, 0, GPU)
+
+    first = turns.take()
+    found.enter_for("x", (3000, 0, 0), firm=False)
+    second = turns.take()
+    found.enter_for("x", (-3000, 0, 0), firm=False)
+    found.enter_for("y", (3000, 0, 0), firm=False)
+    third = turns.take()
+
+    keys = [turn.gang.key.removeprefix("default/") for turn in (first, second, third) if turn]
+    assert keys == ["x0", "y0", "x1"]
 
 
 def test_a_small_gang_comes_before_one_that_would_take_most_of_the_share() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tests.scheduler.eviction_table import (
     Table,
     asks,
@@ -390,6 +392,13 @@ case(
     nodes=[node("n", 3)],
     queues=[queue("q0", weight=0), queue("q1", 3)],
     gangs=[runs("y", "q0", "n n n", minimum=2), asks("x", "q1", 2)],
+)
+case(
+    "a minimum does not go without the surplus that is elsewhere, and takes its place",
+    "y: M n>m, E m; x: P n",
+    nodes=[node("n", 1), node("m", 1)],
+    queues=[queue("q0", weight=0), queue("q1", 2)],
+    gangs=[runs("y", "q0", "n m", minimum=1), asks("x", "q1", spec=at("n"))],
 )
 case(
     "surplus of the younger gang goes first, then of the older, then minimums",
@@ -866,6 +875,45 @@ case(
 )
 
 test_parts = PARTS.test()
+
+CLAIMS = Table(nodes=[node("n", devices={"gpu.nvidia.com": 2})])
+case = CLAIMS.case
+
+
+def claims(name: str, queue_name: str, on: str = "", **more: Any) -> dict[str, Any]:
+    found = gang(name, queue_name, pods=0 if on else 1, on=on, **more)
+    found["groups"][0]["claims"] = {"gpu.nvidia.com": 1}
+    return found
+
+
+case(
+    "claimed GPUs are taken back",
+    "a: R n; b: E n; x: P n",
+    queues=[queue("q0", 1), queue("q1", 1)],
+    gangs=[claims("a", "q0", "n"), claims("b", "q0", "n"), claims("x", "q1")],
+)
+case(
+    "claimed GPUs count to the share of their queue",
+    "a: R n; b: R n; x: -",
+    queues=[queue("q0", 1), queue("q1", 1)],
+    gangs=[claims("a", "q0", "n"), claims("b", "q1", "n"), claims("x", "q1")],
+)
+case(
+    "claimed GPUs count to the limit of their queue",
+    "x: B n; y: -",
+    reasons={"y": "queue q1 is at its limit of 1 GPUs"},
+    queues=[queue("q1", 1, 1)],
+    gangs=[claims("x", "q1"), claims("y", "q1")],
+)
+case(
+    "GPUs that a node offers in both ways are counted once",
+    "a: R n; b: E n; x: P n",
+    nodes=[node("n", 2, devices={"gpu.nvidia.com": 2})],
+    queues=[queue("q0"), queue("q1")],
+    gangs=[claims("a", "q0", "n"), claims("b", "q0", "n"), claims("x", "q1")],
+)
+
+test_claims = CLAIMS.test()
 
 MIG = "nvidia.com/mig-1g.10gb"
 LARGE_MIG = "nvidia.com/mig-3g.40gb"

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spinney.api.queue import QUEUE
+from spinney.scheduler.gpu_share import GPU
 from spinney.scheduler.queues.fair_share import Claim, divide
 from spinney.scheduler.queues.model import (
     DEFAULT_QUEUE,
+    GPU_CLAIMED,
     NOTHING,
     RESOURCES,
     UNLIMITED,
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     from spinney.scheduler.gangs import Gang
     from spinney.scheduler.queues.usage import UsageMemory
     from spinney.scheduler.shapes import PodInfo
-    from spinney.scheduler.snapshot import Snapshot
+    from spinney.scheduler.snapshot import Layout, Snapshot
 
 UNITS = (1000, 1, 1000)
 """Surplus is divided in whole devices, thousandths of a core, and bytes."""
@@ -118,7 +120,8 @@ class Ledger:
         """What the ready nodes have, less what pods outside of all gangs take."""
         layout = self._snapshot.layout
         usable = np.array([n.ready and not n.unschedulable for n in layout.nodes], np.bool_)
-        columns = layout.allocatable[usable].T
+        columns = layout.allocatable[usable].T.copy()
+        _count_once(layout, columns)
         found = tuple(
             (name, _exact_sum(column))
             for name, column in zip(layout.resources, columns, strict=True)
@@ -259,6 +262,15 @@ class Ledger:
             queue.created,
             name,
         )
+
+
+def _count_once(layout: Layout, columns: NDArray[np.int64]) -> None:
+    """Take out of *columns* the GPUs that a node offers both as a resource and to claims."""
+    claimed = [at for name, at in layout.column.items() if name.startswith(GPU_CLAIMED)]
+    if not claimed or GPU not in layout.column:
+        return
+    whole = columns[layout.column[GPU]]
+    np.subtract(whole, np.minimum(whole, columns[claimed].max(axis=0)), out=whole)
 
 
 def _exact_sum(values: NDArray[np.int64]) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from spinney.api.devices import CLAIMED
 from spinney.api.quantity import parse_duration_s
 from spinney.api.queue import PREEMPTIBILITY, QUEUE, QueueResource
 from spinney.errors import BadInputError
@@ -34,6 +35,8 @@ DEFAULT_PRIORITY = 100
 NON_PREEMPTIBLE_PRIORITY = 100
 """Gangs of this priority or above are not displaced, unless a label says otherwise."""
 
+GPU_CLAIMED = f"{CLAIMED}gpu"
+"""Claimed devices of classes that are called so, such as ``gpu.nvidia.com``, count as GPUs."""
 _MEMORY_UNIT = 10**6 * 1000
 """A queue counts memory in megabytes; amounts are thousandths of bytes."""
 
@@ -99,6 +102,8 @@ def charge(requests: Requests) -> Amounts:
             gpus += amount
         elif "/mig-" in name:
             gpus += amount * _slices(name)
+        elif name.startswith(GPU_CLAIMED):
+            gpus += amount
     return (gpus, cpu, memory)
 
 
