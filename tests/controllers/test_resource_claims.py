@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import itertools
+import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -26,6 +27,8 @@ from spinney.controllers.podcliqueset import decide as sets
 from spinney.controllers.resourceclaims import decide as claims
 from spinney.controllers.resourceclaims import refs
 from spinney.controllers.scalinggroup import decide as groups
+from spinney.controllers.world import World
+from spinney.kube.controller import Runtime
 from spinney.kube.errors import ForbiddenError, InvalidError, NotFoundError
 
 if TYPE_CHECKING:
@@ -419,6 +422,31 @@ def test_a_pod_that_comes_back_in_an_old_revision_has_its_claims() -> None:
         pods = await farm.pods("s-0-p")
         assert sorted(p.spec.containers[0].image for p in pods) == ["worker:1", "worker:2"]
         assert [claims_of(pod) for pod in pods] == [["s-0-p-all-x"]] * 2
+
+    play(scene)
+
+
+def test_the_claims_of_a_namesake_are_not_a_cliques_own() -> None:
+    async def scene(farm: Farm) -> None:
+        await started(farm)
+        runtime = Runtime(farm.client, farm.cluster.clock, rng=random.Random(1))
+        world = World(runtime)
+        running = asyncio.create_task(runtime.run())
+
+        async def known() -> bool:
+            kinds = (ResourceClaim, ResourceClaimTemplate)
+            return all(world.optional.state(kind) == "watched" for kind in kinds)
+
+        await farm.until(known, "the claims")
+        live = await farm.clique("s-0-solo")
+        assert world.missing_claims(live) == []
+        assert world.missing_claims(live, 0) == []
+        assert world.missing_claims(live, 1) == ["s-0-solo-1-solo-rep"]
+        live.metadata.uid = "of a namesake"
+        assert world.missing_claims(live) == ["s-0-solo-all-solo-all"]
+        assert world.missing_claims(live, 0) == ["s-0-solo-0-solo-rep"]
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
     play(scene)
 
