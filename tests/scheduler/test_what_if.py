@@ -141,6 +141,29 @@ def test_why_of_a_pod_says_what_keeps_just_that_pod(pod: str, words: str) -> Non
     assert text.count(words) == 1
 
 
+@pytest.mark.parametrize(
+    ("target", "label"),
+    [
+        ("job/w", "batch.kubernetes.io/job-name"),
+        ("jobset/w", "jobset.sigs.k8s.io/jobset-name"),
+        ("lws/w", "leaderworkerset.sh/name"),
+        ("raycluster/w", "ray.io/cluster"),
+        ("pytorchjob/w", "training.kubeflow.org/job-name"),
+        ("pcs/w", "app.kubernetes.io/part-of"),
+    ],
+)
+def test_why_of_a_workload_is_that_of_its_gangs(target: str, label: str) -> None:
+    pods = [
+        f"{{name: p{at}, gpus: {size}, labels: {{{label}: w}}}}" for at, size in ((0, 1), (1, 9))
+    ]
+    state = f"{STATE}pods: [{', '.join(pods)}, {{name: other}}]"
+    _, text = call(why, target, "--snapshot", "state.yaml", state=state)
+
+    assert "default/p0: placed" in text
+    assert "default/p1: pending\n  needs 1 pod with 9 nvidia.com/gpu" in text
+    assert "other" not in text
+
+
 QUEUES = """
 queues:
 - {name: org, gpus: {quota: 16}}

@@ -22,10 +22,21 @@ if TYPE_CHECKING:
 
 _PODS = ("pod", "pods", "po")
 _GANGS = ("podgang", "podgangs", "pg", "gang", "gangs", "podgroup", "podgroups")
-_SETS = ("pcs", "podcliqueset", "podcliquesets")
+_LABELS: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("pcs", "podcliqueset", "podcliquesets"): (names.PART_OF,),
+    ("job", "jobs"): ("batch.kubernetes.io/job-name", "job-name"),
+    ("jobset", "jobsets"): ("jobset.sigs.k8s.io/jobset-name",),
+    ("lws", "leaderworkerset", "leaderworkersets"): ("leaderworkerset.sh/name",),
+    ("raycluster", "rayclusters"): ("ray.io/cluster",),
+    ("pytorchjob", "mpijob", "tfjob"): ("training.kubeflow.org/job-name",),
+}
+"""What people call a workload, and the labels by which its pods name it."""
+_SETS = tuple(word for words in _LABELS for word in words)
 _QUEUES = ("queue", "queues", "q")
 _REQUESTS = ("request", "requests")
-_FORMS = "pod/NAME, podgang/NAME, podgroup/NAME, pcs/NAME, queue/NAME or request/ID"
+_FORMS = (
+    "pod/NAME, podgang/NAME, podgroup/NAME, pcs/NAME, job/NAME, lws/NAME, queue/NAME or request/ID"
+)
 
 NAMED_PODS = 4
 """Pods of one node that are printed by name; more are counted by what their names begin with."""
@@ -52,8 +63,9 @@ def why(
 ) -> None:
     """Say why TARGET has no node, by a fresh try on the state of now, and what would help.
 
-    TARGET is pod/NAME, podgang/NAME, podgroup/NAME, pcs/NAME or queue/NAME. Of request/ID, and of
-    request/last, it says who was considered and chosen to serve it, and what happened when.
+    TARGET is pod/NAME, podgang/NAME, podgroup/NAME, queue/NAME, or a workload with its gangs:
+    pcs/NAME, job/NAME, lws/NAME, jobset/NAME, raycluster/NAME, pytorchjob/NAME. Of request/ID, and
+    of request/last, it says who was considered and chosen to serve it, and what happened when.
 
     The exit code is 0 when there is an answer, 1 when there is no such thing, 2 when TARGET
     cannot be read.
@@ -113,10 +125,18 @@ def _answer(
 
 
 def _gangs(state: Objects, kind: str, name: str, namespace: str) -> list[str]:
+    from spinney.scheduler.sources.pods import membership
+    from spinney.scheduler.sources.spec import gang_name
+
     if kind in _GANGS:
         return [f"{namespace}/{name}"]
-    mine = [g for g in state.gangs if g.labels.get(names.PART_OF) == name]
-    return sorted(gang.key for gang in mine if gang.namespace == namespace)
+    labels = next(labels for words, labels in _LABELS.items() if kind in words)
+    mine = [
+        pod
+        for pod in state.pods
+        if pod.namespace == namespace and any(pod.labels.get(label) == name for label in labels)
+    ]
+    return sorted({gang_name(membership(pod).gang or pod.key) for pod in mine})
 
 
 def _gang_lines(answer: Why) -> Iterator[str]:
