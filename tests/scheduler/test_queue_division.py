@@ -62,6 +62,7 @@ three priorities                  | 8  | a 0/*/8, b 0/*/3 p1, c 0/*/4 p2 | 1 3 4
 two of one priority share first   | 8  | a 0/*/8, b 0/*/8 p1, c 0/*/8 p1 | 0 4 4
 what rounding leaves goes down    | 3  | a 0/*/8, b 0/*/8 p1, c 0/*/8 p1 | 1 1 1
 down, to the next priority only   | 5  | a 0/*/8, b 0/*/8, c 0/*/8 p1, d 0/*/8 p1 | 0 0 3 2
+the rest of a lower priority      | 9  | a 0/*/9, b 0/*/9, c 0/*/2 p1 | 4 3 2
 past usage does not count yet     | 12 | a 0/*/12 u3/4, b 0/*/12 u1/4 | 6 6
 a larger fleet                    | 100 | a 10/*/50, b 20/*/60, c 0/*/70 w2, d 5/15/40 | 24 34 27 15
 """

@@ -107,7 +107,7 @@ def test_what_happens_to_a_queue_between_turns_changes_whose_turn_it_is() -> Non
     found.enter_for("x", (3000, 0, 0), firm=False)
     second = turns.take()
     found.enter_for("x", (-3000, 0, 0), firm=False)
-    found.enter_for("y", (3000, 0, 0), firm=False)
+    found.enter_for("y", (2000, 0, 0), firm=False)
     third = turns.take()
 
     keys = [turn.gang.key.removeprefix("default/") for turn in (first, second, third) if turn]

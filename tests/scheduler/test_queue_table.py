@@ -160,6 +160,31 @@ case(
     gangs=[gang("a", 3, 1, "q", minimum=1), gang("b", 2, 1, "q")],
 )
 case(
+    "single pods are placed up to the limit of their queue",
+    {"a0": 1, "a1": 1, "a2": 0, "b0": 1},
+    {"a2": "queue a is at its limit of 2 GPUs"},
+    nodes=[node("n", 4)],
+    queues=[queue("a", 0, 2), queue("b")],
+    gangs=[*(gang(f"a{i}", 1, 1, "a") for i in range(3)), gang("b0", 1, 1, "b")],
+)
+case(
+    "single pods of two queues are placed in turn while there is room",
+    {"a0": 1, "a1": 1, "a2": 0, "a3": 0, "b0": 1, "b1": 0},
+    nodes=[node("n", 3)],
+    queues=[queue("a"), queue("b")],
+    gangs=[
+        *(gang(f"a{i}", 1, 1, "a") for i in range(4)),
+        *(gang(f"b{i}", 1, 1, "b") for i in range(2)),
+    ],
+)
+case(
+    "single pods of two sizes, the larger between the smaller",
+    {"a0": 1, "a1": 1, "a2": 1},
+    nodes=[node("n", 4)],
+    queues=[queue("a")],
+    gangs=[gang("a0", 1, 1, "a"), gang("a1", 1, 2, "a"), gang("a2", 1, 1, "a")],
+)
+case(
     "a queue that cannot use its turn does not hold up others",
     {"a1": 0, "b1": 1},
     nodes=[node("n", 2)],
