@@ -138,6 +138,16 @@ def test_a_parent_is_compared_by_all_that_is_below_it() -> None:
     assert min(("x", "y"), key=lambda n: found.order_key(n, GPU)) == "y"
 
 
+def test_departments_are_compared_by_the_gang_that_would_be_next() -> None:
+    queues = [queue("d", 4), queue("e", 4)]
+    queues += [queue("t", 4, parent="d"), queue("u", 4, parent="d"), queue("v", 4, parent="e")]
+    gangs = [asks("big", "t", 4, 1), asks("small", "u", 1, 1), asks("middle", "v", 2, 1)]
+    report = cluster({"nodes": [NODE], "queues": queues, "gangs": gangs}).run(1)
+
+    order = dict.fromkeys(b.gang.removeprefix("default/") for b in report.cycles[0].bindings)
+    assert next(iter(order)) == "small"
+
+
 @pytest.mark.parametrize(
     ("gangs", "order"),
     [

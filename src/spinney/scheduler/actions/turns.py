@@ -95,7 +95,9 @@ class Turns:
         self._changed.clear()
 
     def _head(self, queue: str) -> Amounts:
-        """Return what the queue's next gang wants; of a parent, of its first child with one."""
+        """Return what the next gang wants in the queue, or below it: children come before it."""
         while not self._heaps.get(queue):
-            queue = next(c for c in self._tree.children[queue] if self._waiting[c])
+            below = self._first_below(queue)
+            assert below is not None, "a queue with waiting gangs has none"
+            queue = below
         return self._heaps[queue][0][3]
