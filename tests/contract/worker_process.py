@@ -152,6 +152,7 @@ class Worker:
                 stdout=log,
                 stderr=log,
                 env=environment,
+                start_new_session=True,
             )
 
     @property
@@ -223,9 +224,10 @@ class Worker:
         return self.process.wait(30)
 
     def kill(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait(10)
+        """End it with all the processes it has started, which it may have left behind."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(10)
 
 
 def wait_for(condition: Any, what: str, seconds: float = 10.0) -> None:
