@@ -179,6 +179,32 @@ def test_avoidance_grows_with_failures_up_to_a_bound_and_ends_with_a_success():
     assert faults.failed("w", 30.0) == 1
 
 
+def test_a_worker_that_answers_is_let_back_at_once_and_later_when_it_failed_again():
+    faults = Faults(Limits(avoid_first_s=1, avoid_most_s=30, avoid_answering_most_s=2))
+    waited = []
+    now_s = 0.0
+    for _ in range(5):
+        faults.failed("w", now_s)
+        failed_s = now_s
+        while "w" in faults.avoided(now_s):
+            faults.let_back("w", now_s)
+            now_s += 0.25
+        waited.append(round(now_s - failed_s - 0.25, 2))
+
+    assert waited == [0, 1, 2, 2, 2]
+    assert faults.failed("w", now_s) == 30, "each was a failure of its own"
+
+
+def test_who_was_asked_before_an_outage_was_known_is_told_from_who_came_later():
+    faults = Faults(Limits())
+
+    assert not faults.was_known("w", 0.0)
+    faults.failed("w", 5.0)
+    assert not faults.was_known("w", 4.0)
+    assert not faults.was_known("w", 5.0)
+    assert faults.was_known("w", 6.0)
+
+
 def test_the_retry_budget_is_earned_by_requests():
     budget = RetryBudget(Limits(retry_ratio=0.5, retry_reserve=1))
 

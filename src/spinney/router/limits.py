@@ -68,6 +68,8 @@ class Limits:
     avoid_most_s: float = 30.0
     """The most a worker is avoided."""
 
+    avoid_answering_most_s: float = 2.0
+    """The most that one is avoided which answers, while requests wait for one to come back."""
     max_request_bytes: int = 32 << 20
     """A larger request is refused with 413."""
     max_answer_bytes: int = 64 << 20

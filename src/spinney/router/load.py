@@ -177,9 +177,17 @@ class Faults:
         return fault is not None and fault.since_s < asked_s
 
     def let_back(self, worker: str, now_s: float) -> None:
-        """Avoid *worker* no longer; its next failure counts as a further one."""
+        """Avoid *worker*, which answers, no longer; its next failure counts as a further one.
+
+        One that answered before and failed all the same is avoided for a moment even so: it can
+        have its health and not be able to serve.
+        """
         fault = self._faults.get(worker)
-        if fault is not None and fault.until_s > now_s:
+        if fault is None or fault.until_s <= now_s:
+            return
+        limits = self._limits
+        again_s = min(limits.avoid_answering_most_s, limits.avoid_first_s * (fault.failures - 1))
+        if now_s >= fault.since_s + again_s:
             self._faults[worker] = replace(fault, until_s=now_s)
 
     def succeeded(self, worker: str) -> None:
