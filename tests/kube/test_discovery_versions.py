@@ -16,7 +16,8 @@ from spinney.local.apiserver.server import ApiServer
 def test_a_kind_outside_of_its_groups_preferred_version_is_found() -> None:
     async def main() -> None:
         ids = RandomIds(random.Random(1))
-        discovery = Discovery(KubeClient(ApiServer(SystemClock(), ids, definitions=crd_documents())))
+        api = ApiServer(SystemClock(), ids, definitions=crd_documents())
+        discovery = Discovery(KubeClient(api))
 
         assert (await discovery.resolve("queues")).api_version == "scheduling.run.ai/v2"
         assert (await discovery.resolve("podgroups")).api_version == "scheduling.run.ai/v2alpha2"
