@@ -241,6 +241,35 @@ def test_an_expression_selects_what_it_says_and_nothing_when_it_is_not_understoo
 # Volumes
 
 
+def test_room_is_kept_while_a_volume_is_made() -> None:
+    async def scene(cluster: SimulatedCluster) -> None:
+        await make(
+            cluster,
+            StorageClass,
+            "late",
+            provisioner="disk.example.com",
+            volumeBindingMode="WaitForFirstConsumer",
+        )
+        await make(cluster, PersistentVolumeClaim, "data", spec={"storageClassName": "late"})
+        volume = {"name": "data", "persistentVolumeClaim": {"claimName": "data"}}
+        container = {
+            "name": "main",
+            "image": "example.org/x:1",
+            "resources": {"requests": {"nvidia.com/gpu": 4}},
+        }
+        await make_pod(cluster, "p", volumes=[volume], containers=[container])
+        await asyncio.sleep(1)
+        await create(cluster, {"name": "g", "groups": [{"name": "p", "pods": 4, "gpus": 4}]})
+        await asyncio.sleep(60)
+        assert await bound(cluster) == {}
+        patch = {"spec": {"volumeName": "pv-1"}}
+        await cluster.client.patch(PersistentVolumeClaim, "data", patch, "default")
+        await until_bound(cluster, 1)
+        assert set(await bound(cluster)) == {"p"}
+
+    play(scene)
+
+
 def test_a_volume_is_asked_for_on_the_node_and_the_pod_waits_for_it() -> None:
     async def scene(cluster: SimulatedCluster) -> None:
         await make(
@@ -253,13 +282,17 @@ def test_a_volume_is_asked_for_on_the_node_and_the_pod_waits_for_it() -> None:
         await make(cluster, PersistentVolumeClaim, "data", spec={"storageClassName": "late"})
         volume = {"name": "data", "persistentVolumeClaim": {"claimName": "data"}}
         await make_pod(cluster, "p", volumes=[volume])
+        await asyncio.sleep(1)
+        await make_pod(cluster, "other")
+        await asyncio.sleep(1)
+        assert set(await bound(cluster)) == {"other"}, "nobody else waits for the volume"
         await asyncio.sleep(40)
         found = await cluster.client.get(PersistentVolumeClaim, "data", "default")
         node = found.metadata.annotations[SELECTED_NODE]
-        assert await bound(cluster) == {}
+        assert set(await bound(cluster)) == {"other"}
         patch = {"spec": {"volumeName": "pv-1"}}
         await cluster.client.patch(PersistentVolumeClaim, "data", patch, "default")
-        await until_bound(cluster, 1)
-        assert await bound(cluster) == {"p": node}
+        await until_bound(cluster, 2)
+        assert (await bound(cluster))["p"] == node
 
     play(scene)

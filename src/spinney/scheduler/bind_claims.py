@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from spinney.scheduler.cache import Cache
     from spinney.scheduler.verdict import Binding
 
-VOLUME_WAIT_S = 30.0
+VOLUME_WAIT_S = 120.0
 """How long a pod that is placed waits for its volume before it is placed anew, on the same node."""
 VOLUME_LOOK_S = 0.1
 CLAIM_ATTEMPTS = 8
@@ -52,6 +52,11 @@ class ClaimBinder:
         self._cache = cache
         self._taken: dict[str, frozenset[Device]] = {}
         """Devices that were allocated here, until the cache knows of them."""
+
+    def awaits_volume(self, key: str) -> bool:
+        """Tell whether the pod *key* has to wait until a volume is made for its node."""
+        pod, book = self._cache.claiming(key), self._cache.claims
+        return pod is not None and any(book.awaits_node(claim) for claim in volume_claims(pod))
 
     async def settle(self, binding: Binding) -> None:
         """Ask for volumes and allocate devices; raise NoVolumeError, NoDevicesError, ApiError."""

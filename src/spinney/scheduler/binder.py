@@ -76,16 +76,18 @@ class Binder:
         """Assume all *bindings*, send them, and return what became of them."""
         gangs: dict[str, list[Binding]] = {}
         for binding in bindings:
-            self._assume(binding)
             gangs.setdefault(binding.gang, []).append(binding)
+        self.assume(bindings)
         slots, report = asyncio.Semaphore(CONCURRENT_BINDS), BindReport()
         async with asyncio.TaskGroup() as group:
             for members in gangs.values():
                 group.create_task(_GangTurn(self, slots, report).run(members))
         return report
 
-    def _assume(self, binding: Binding) -> None:
-        self._cache.assume(binding.pod, binding.node, binding.devices)
+    def assume(self, bindings: Sequence[Binding]) -> None:
+        """Count pods as on their nodes, before anything is sent."""
+        for binding in bindings:
+            self._cache.assume(binding.pod, binding.node, binding.devices)
 
     async def send(self, binding: Binding, beside: Sequence[Binding] = ()) -> None:
         """Bind one pod; raise RoomLostError, or what the API says in the end.

@@ -6,7 +6,8 @@ evicts, and writes down what did not fit. It is level-based: after a restart the
 from the API, pods that have a node are simply there, kept room is read from the pods it is kept
 for, and the first cycle goes on where the last one stopped.
 
-One cycle runs at a time, and it ends when its bindings are answered.
+One cycle runs at a time, and it ends when its bindings are answered, but for those of gangs that
+wait for volumes (`spinney.scheduler.late_bindings`).
 """
 
 from __future__ import annotations
@@ -28,19 +29,21 @@ from spinney.scheduler.cache import Cache
 from spinney.scheduler.config import SchedulerConfig
 from spinney.scheduler.cycle import CycleResult, run_cycle
 from spinney.scheduler.evictor import Evictor
+from spinney.scheduler.late_bindings import LateBindings
 from spinney.scheduler.nominations import recovered, wanted
 from spinney.scheduler.optional_kinds import LOOK_AGAIN_S, OptionalKinds
 from spinney.scheduler.reporter import RETRY_S, Reporter
 from spinney.scheduler.scheduler_metrics import SchedulerMetrics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence, Set
 
     from prometheus_client import CollectorRegistry
 
     from spinney.kube.controller import Controller, Runtime
     from spinney.kube.events import EventRecorder
     from spinney.kube.informer import Change
+    from spinney.scheduler.binder import BindReport
     from spinney.scheduler.memory import Memory
     from spinney.scheduler.snapshot import Snapshot
     from spinney.scheduler.verdict import Binding, Eviction
@@ -83,6 +86,7 @@ class Scheduler:
         self._queues = runtime.informer(Queue)
         self._evictor = Evictor(runtime.client, runtime.clock, events, self._cache, self._pods)
         self._controller: Controller = runtime.controller("scheduler", self)
+        self._late = LateBindings(runtime, self._binder, self._account)
         self._kinds = OptionalKinds(runtime, self._cache, self._make_due)
         self._reporter = Reporter(
             runtime,
@@ -201,9 +205,16 @@ class Scheduler:
         bindings = self._ready(result.bindings)
         if not bindings:
             return
+        late = {binding.gang for binding in bindings if self._claims.awaits_volume(binding.pod)}
+        for gang in sorted(late):
+            self._late.put(gang, [binding for binding in bindings if binding.gang == gang])
+        prompt = [binding for binding in bindings if binding.gang not in late]
         gangs = {binding.gang for binding in bindings}
         log.info("gangs placed", gangs=len(gangs), pods=len(bindings))
-        report = await self._binder.bind(bindings)
+        self._account(gangs - late, await self._binder.bind(prompt))
+
+    def _account(self, gangs: Set[str], report: BindReport) -> None:
+        """Draw the conclusions of what became of the bindings of *gangs*."""
         self._metrics.count_binds(report)
         self._reporter.tell_bound(report.bound)
         for gang in gangs - report.refused:
