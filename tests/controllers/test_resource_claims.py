@@ -251,6 +251,10 @@ def test_no_pod_is_made_before_the_claim_it_shares_and_the_set_says_what_is_miss
         assert "ResourceClaimTemplate default/late, which does not exist" in found.message
         (error,) = (await farm.clique("s-0-a")).status.last_errors
         assert "s-0-a-0-late" in error.description
+        line = find_condition((await farm.set()).status.conditions, "Available")
+        assert line is not None
+        assert line.message.startswith("0 of 1 replicas serve: a of replica 0: 0 of 1 needed pods")
+        assert "pods wait for resource claims that are missing: s-0-a-0-late" in line.message
         await external(farm, "late", NS, "gpu")
         await farm.ready(2)
         await farm.quiet()
