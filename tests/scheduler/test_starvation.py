@@ -139,12 +139,16 @@ def test_others_use_what_the_large_gang_does_not_need() -> None:
     stream.come(asks("large", "", 1, 2))
     while not any(r.draining for r in stream.memory.reservations):
         stream.cycle()
+    for _ in range(3):
+        stream.cycle()
     stream.come(asks("wants-cores", "", 1, 0, cpu=1), asks("wants-gpus", "", 1, 1))
     stream.cycle()
 
     kinds = {name: v.kind for name, v in stream.memory.verdicts.items()}
     assert kinds["default/wants-cores"] == "placed"
     assert kinds["default/wants-gpus"] == "unplaced"
+    reason = stream.memory.verdicts["default/wants-gpus"].reason
+    assert "would fit in the room that is kept for default/large" in reason
 
 
 def test_one_of_higher_priority_is_placed_in_the_room_that_is_kept() -> None:

@@ -12,6 +12,7 @@ room, so none waits for another; and every drain ends: with the gang or in time.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -106,6 +107,22 @@ class Drains:
             idle[drain.rows] += drain.withheld
             drain.withheld = None
         self._session.statement.touched.append(drain.rows)
+
+    def holding(self) -> list[str]:
+        """Return the gangs for which room is withheld at the moment."""
+        return [gang for gang, drain in self._all.items() if drain.withheld is not None]
+
+    @contextlib.contextmanager
+    def lifted(self) -> Iterator[None]:
+        """Show the room that is withheld as free."""
+        lifted = [self._all[gang] for gang in self.holding()]
+        for drain in lifted:
+            self._switch(drain)
+        try:
+            yield
+        finally:
+            for drain in lifted:
+                self._switch(drain)
 
     def missing(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         """Yield nodes, and by node what drains that hold something back lack there still."""

@@ -216,6 +216,10 @@ def _relaxations(
         with session.without_leaving():
             fits = _would_fit(session, demand, topology)
         yield "once the pods that are being deleted are gone", fits
+    if kept_for := session.drains.holding():
+        with session.drains.lifted():
+            fits = _would_fit(session, demand, topology)
+        yield f"in the room that is kept for {' and '.join(sorted(kept_for))}", fits
     for group in reversed(part.chain):
         if not group.required:
             continue
