@@ -71,6 +71,8 @@ async def healthy(client, url):
         (["--worker", "both=http://h:1", "--worker", "decode=http://h:1"], "named twice"),
         (["--worker", "both=http://h:1", "--selector", "a=b"], "exclude"),
         (["--selector", "a b"], "label selector"),
+        (["--worker", "both=http://h:1", "--peer", "h:9100"], "write http://host:port"),
+        (["--worker", "both=http://h:1", "--processes", "2", "--peer-port", "8000"], "the same"),
     ],
 )
 def test_bad_flags_are_refused_before_anything_starts(flags, message):
