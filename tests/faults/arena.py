@@ -193,6 +193,14 @@ class Arena:
     async def __aenter__(self) -> Arena:
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
         self.session = aiohttp.ClientSession(connector=connector)
+        try:
+            await self._start()
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return self
+
+    async def _start(self) -> None:
         for worker in self.workers:
             await worker.http.start()
             await worker.kv.start()
@@ -201,7 +209,6 @@ class Arena:
         for worker in self.workers:
             await worker.wait_ready(self.session)
         await until(self.router_ready, "the router is ready", READY_S)
-        return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.session.close()
