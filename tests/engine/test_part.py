@@ -159,4 +159,4 @@ def test_a_rank_loads_no_more_than_its_part(checkpoint: Checkpoint) -> None:
         assert sum(array.size for array in cut) == getattr(whole, name).size
         assert all(array.base is None for array in cut)
     assert {part.fingerprint for part in parts} == {checkpoint.fingerprint}
-    assert Part(0, 2).cut(parts[0]) is parts[0]
+    assert parts[0].cut(Part(0, 2)) is parts[0]

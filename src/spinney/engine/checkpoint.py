@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from spinney.engine.model import ModelConfig, ModelWeights, gather_weights, parse_config
 from spinney.errors import BadInputError
+from spinney.kv.layout import KVLayout
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,6 +48,32 @@ class Checkpoint:
     weights: ModelWeights
     fingerprint: str
     whole: ModelConfig | None = None
+
+    def cut(self, part: Part) -> Checkpoint:
+        """Return what *part* computes with; it may be that already."""
+        if part.ranks == 1 or self.whole is not None:
+            return self
+        cut = part.cut_of(self.config)
+        layers = tuple(cut.layer(layer) for layer in self.weights.layers)
+        return replace(
+            self,
+            config=cut.config,
+            weights=replace(self.weights, layers=layers),
+            whole=self.config,
+        )
+
+    def kv_layout(self, part: Part, dtype: str, block_size: int) -> KVLayout:
+        """Return what a block of all ranks of *part* together is."""
+        config = self.whole or self.config
+        return KVLayout(
+            model=self.fingerprint,
+            dtype=dtype,
+            layers=config.num_layers,
+            kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            block_size=block_size,
+            ranks=part.ranks,
+        )
 
 
 def load_checkpoint(directory: Path, part: Part | None = None) -> Checkpoint:

@@ -80,10 +80,10 @@ class NumpyExecutor:
     def __init__(
         self, checkpoint: Checkpoint, *, num_blocks: int, block_size: int, part: Part = WHOLE
     ) -> None:
-        self._layout = part.layout(checkpoint, "float32", block_size)
+        self._layout = checkpoint.kv_layout(part, "float32", block_size)
         self._block_shape = self._layout.shard_shape(part.shard(self._layout))
         self._total = part.total
-        checkpoint = part.cut(checkpoint)
+        checkpoint = checkpoint.cut(part)
         config = checkpoint.config
         self._config = config
         self._num_blocks = num_blocks

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from spinney.errors import BadInputError
-from spinney.kv.layout import KVLayout, rank_heads
+from spinney.kv.layout import rank_heads
 
 if TYPE_CHECKING:
-    from spinney.engine.checkpoint import Checkpoint
     from spinney.engine.executor import FloatArray
     from spinney.engine.model import LayerWeights, ModelConfig
+    from spinney.kv.layout import KVLayout
 
 
 class Collective(Protocol):
@@ -44,35 +44,9 @@ class Part:
         """Return the sum over all ranks; see `Collective.total`."""
         return partial if self.collective is None else self.collective.total(partial)
 
-    def layout(self, checkpoint: Checkpoint, dtype: str, block_size: int) -> KVLayout:
-        """Return what a block of all ranks together is."""
-        config = checkpoint.whole or checkpoint.config
-        return KVLayout(
-            model=checkpoint.fingerprint,
-            dtype=dtype,
-            layers=config.num_layers,
-            kv_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            block_size=block_size,
-            ranks=self.ranks,
-        )
-
     def shard(self, layout: KVLayout) -> int:
         """Return which shard of *layout* this rank holds."""
         return self.rank * layout.shards // self.ranks
-
-    def cut(self, checkpoint: Checkpoint) -> Checkpoint:
-        """Return the part of *checkpoint* that this rank computes with; it may be that already."""
-        if self.ranks == 1 or checkpoint.whole is not None:
-            return checkpoint
-        cut, weights = self.cut_of(checkpoint.config), checkpoint.weights
-        layers = tuple(cut.layer(layer) for layer in weights.layers)
-        return replace(
-            checkpoint,
-            config=cut.config,
-            weights=replace(weights, layers=layers),
-            whole=checkpoint.config,
-        )
 
     def cut_of(self, config: ModelConfig) -> Cut:
         """Return what this rank has of a model; raise BadInputError when it cannot be shared so."""

@@ -123,10 +123,10 @@ class TorchExecutor:
         threads: int | None = None,
         part: Part = WHOLE,
     ) -> None:
-        self._layout = part.layout(checkpoint, dtype, block_size)
+        self._layout = checkpoint.kv_layout(part, dtype, block_size)
         self._block_shape = self._layout.shard_shape(part.shard(self._layout))
         self._part = part
-        checkpoint = part.cut(checkpoint)
+        checkpoint = checkpoint.cut(part)
         config, weights = checkpoint.config, checkpoint.weights
         self._config = config
         self._device = _device(device)
