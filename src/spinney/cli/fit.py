@@ -8,7 +8,7 @@ import click
 
 from spinney.cli.manifest import read_manifests
 from spinney.cli.session import Session, namespace_option, pass_session
-from spinney.cli.snapshot import config_option, situation_of
+from spinney.cli.situation import config_option, situation_of
 from spinney.cli.why import print_document, reason_lines, spot_lines
 
 if TYPE_CHECKING:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -11,7 +9,7 @@ import msgspec
 import yaml
 
 from spinney.cli.session import columns
-from spinney.errors import BadInputError
+from spinney.cli.situation import config_of, text_of
 
 if TYPE_CHECKING:
     from spinney.scheduler.offline import Report
@@ -40,7 +38,6 @@ def schedule(snapshot: str, cycles: int, config_file: str | None, output: str) -
       spinney schedule --snapshot examples/scheduling/racks.yaml
       spinney snapshot | spinney schedule --snapshot - --cycles 5 -o json
     """
-    from spinney.cli.snapshot import config_of
     from spinney.scheduler.offline import OfflineCluster
     from spinney.scheduler.scenario import objects
     from spinney.scheduler.snapshot_file import first_cycle_s, read
@@ -49,16 +46,6 @@ def schedule(snapshot: str, cycles: int, config_file: str | None, output: str) -
     config = config_of(config_file)
     cluster = OfflineCluster(objects(found), config, first_cycle_s(found), found.period)
     print_as(output, cluster.run(cycles))
-
-
-def text_of(path: str) -> str:
-    """Return what is in the file *path*, or in standard input for ``-``."""
-    if path == "-":
-        return sys.stdin.read()
-    try:
-        return Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInputError(f"{path}: cannot be read: {error}") from error
 
 
 def print_as(output: str, report: Report) -> None:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from spinney.cli.session import Session, pass_session
+from spinney.cli.situation import live_objects
 from spinney.errors import BadInputError
-
-if TYPE_CHECKING:
-    from spinney.scheduler.config import SchedulerConfig
-    from spinney.scheduler.scenario import Objects
 
 
 @click.command()
@@ -39,44 +35,3 @@ def snapshot(session: Session, filename: str) -> None:
         Path(filename).write_text(text)
     except OSError as error:
         raise BadInputError(f"{filename}: cannot be written: {error}") from error
-
-
-config_option = click.option(
-    "--config",
-    "config_file",
-    help="Scheduler configuration, YAML or JSON. Default: the cluster's; with --snapshot, none.",
-)
-
-
-def config_of(config_file: str | None) -> SchedulerConfig:
-    """Return the configuration in *config_file*, or the default one."""
-    from spinney.cli.schedule import text_of
-    from spinney.scheduler.config import SchedulerConfig
-    from spinney.scheduler.snapshot_file import read_config
-
-    return read_config(text_of(config_file), config_file) if config_file else SchedulerConfig()
-
-
-def live_objects(session: Session) -> Objects:
-    """Return the scheduling state of the cluster that *session* means."""
-    from spinney.scheduler.live import read_cluster
-
-    return session.run(read_cluster)
-
-
-def situation_of(
-    session: Session, snapshot_file: str | None, config_file: str | None
-) -> tuple[Objects, float, SchedulerConfig]:
-    """Return the state in *snapshot_file*, or of the cluster without one, its time, and the
-    configuration by which it is scheduled."""
-    from spinney.cli.schedule import text_of
-    from spinney.scheduler.published import published
-    from spinney.scheduler.scenario import objects
-    from spinney.scheduler.snapshot_file import first_cycle_s, read
-
-    if snapshot_file is None:
-        state = live_objects(session)
-        config = config_of(config_file) if config_file else session.run(published)
-        return state, session.clock.now(), config
-    found = read(text_of(snapshot_file), snapshot_file)
-    return objects(found), first_cycle_s(found), config_of(config_file)

@@ -10,7 +10,7 @@ import yaml
 
 from spinney.api import names
 from spinney.cli.session import CommandError, Session, columns, namespace_option, pass_session
-from spinney.cli.snapshot import config_option, situation_of
+from spinney.cli.situation import config_option, situation_of
 from spinney.errors import BadInputError
 
 if TYPE_CHECKING:
