@@ -599,7 +599,7 @@ def make_room(
 
 def _question(session: Session, gang: Gang, verdict: Verdict | None) -> object:
     """Return a key that is equal for gangs of which one fares like the other."""
-    if verdict is None or not verdict.signature:
+    if verdict is None or not verdict.signature or gang.key in session.drains:
         return gang.key
     grows = gang.key if verdict.kind == "placed" else ""
     alone = not gang.stands and not gang.root.anchors
