@@ -55,6 +55,8 @@ class Binder:
 
     def __init__(self) -> None:
         self.held: set[str] = set()
+        self.closed: set[str] = set()
+        """Nodes that get no pods."""
         self._turn = 0
 
     def register(self, runtime: Runtime, ids: IdSource, events: EventRecorder) -> None:
@@ -70,7 +72,8 @@ class Binder:
         if pod.labels.get("grove.io/podclique") in self.held:
             return None
         self._turn += 1
-        node = NODES[self._turn % len(NODES)].name
+        open_nodes = [node.name for node in NODES if node.name not in self.closed]
+        node = open_nodes[self._turn % len(open_nodes)]
         await self._client.bind(pod.name, pod.namespace, node, uid=pod.metadata.uid)
         return None
 

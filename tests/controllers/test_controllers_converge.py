@@ -13,6 +13,7 @@ from tests.controllers.farm import NS, Farm, clique, pcs, play
 
 from spinney.api.core import Pod, Service
 from spinney.api.grove import PodClique, PodCliqueScalingGroup, PodCliqueSet
+from spinney.api.meta import is_true
 from spinney.api.podgang import PodGang
 from spinney.controllers.pod_state import is_gated, is_live, is_ready
 from spinney.kube.errors import InvalidError, NotFoundError
@@ -227,7 +228,27 @@ async def converged(farm: Farm) -> None:
         r.name for g in gangs.items for group in g.spec.pod_groups for r in group.pod_references
     }
     assert listed == {pod.name for pod in found}
+    await told_as_it_is(farm, have)
     assert (await farm.set()).status.available_replicas == replicas
+
+
+async def told_as_it_is(farm: Farm, have: dict[str, int]) -> None:
+    """No status tells of a state that is over."""
+    for found in (await farm.client.list(PodClique, NS)).items:
+        status, count = found.status, have.get(found.name, 0)
+        counts = (status.replicas, status.ready_replicas, status.scheduled_replicas)
+        assert counts == (count, count, count), found.name
+        assert not is_true(status.conditions, "MinAvailableBreached"), found.name
+        assert status.last_errors == [], found.name
+    for group in (await farm.client.list(PodCliqueScalingGroup, NS)).items:
+        wanted = target(group.spec.replicas, group.spec.min_available)
+        assert group.status.available_replicas == wanted, group.name
+        assert not is_true(group.status.conditions, "MinAvailableBreached"), group.name
+    for gang in (await farm.client.list(PodGang, NS)).items:
+        assert gang.status.phase == "Running", gang.name
+        for kind in ("Initialized", "Ready"):
+            assert is_true(gang.status.conditions, kind), (gang.name, kind)
+    assert is_true((await farm.set()).status.conditions, "Available")
 
 
 def _role(pod: Pod) -> str:
@@ -235,7 +256,7 @@ def _role(pod: Pod) -> str:
 
 
 @settings(
-    max_examples=40,
+    max_examples=25,
     deadline=None,
     # A failure prints its script, which is short; to make it shorter would take minutes.
     phases=[Phase.explicit, Phase.reuse, Phase.generate],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 from tests.controllers.farm import NS, Farm, clique, pcs, play
 
@@ -95,3 +96,53 @@ def test_replicas_of_a_group_are_not_taken_by_an_order_that_was_taken_back() -> 
         await farm.ready(1)
 
     play(scene)
+
+
+async def _stuck(farm: Farm) -> tuple[Pod, str]:
+    """Stop the node of a pod and delete the pod: nobody ends it."""
+    pod = (await farm.pods())[0]
+    await farm.cluster.kubelets.fail_node(pod.spec.node_name)
+    farm.binder.closed.add(pod.spec.node_name)
+    await farm.client.delete(Pod, pod.name, NS)
+    return pod, pod.labels["grove.io/podclique-pod-index"]
+
+
+def test_a_pod_that_does_not_end_on_a_dead_node_is_replaced_all_the_same() -> None:
+    async def scene(farm: Farm) -> None:
+        await farm.apply(pcs(clique("a", 2)))
+        await farm.ready(2)
+        pod, index = await _stuck(farm)
+        await farm.ready(2)
+        assert pod.name in {p.name for p in (await farm.client.list(Pod, NS)).items}
+        assert index in {p.labels["grove.io/podclique-pod-index"] for p in await farm.pods()}
+        assert (await farm.gang("s-0")).status.phase == "Running"
+
+    play(scene)
+
+
+def test_pods_on_their_way_out_are_not_what_scaling_in_gives_up() -> None:
+    async def scene(farm: Farm) -> None:
+        await farm.apply(pcs(clique("a", 4, min=1)))
+        await farm.ready(4)
+        await _stuck(farm)
+        await farm.ready(4)
+        before = {pod.name for pod in await farm.pods()}
+        await farm.client.set_scale(PodClique, "s-0-a", 3, NS)
+        await farm.ready(3)
+        assert {pod.name for pod in await farm.pods()} < before
+
+    play(scene)
+
+
+def test_controllers_that_are_stopped_while_they_start_leave_nothing_behind() -> None:
+    async def scene(farm: Farm) -> None:
+        await farm.apply(pcs(clique("a", 2)))
+        for turns in (0, 1, 2, 3, 5, 8, 13, 21, 34):
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await farm.controllers.restart()
+        await farm.ready(2)
+
+    play(scene)
+    # What was made and never started would be a warning now, and so a failure.
+    gc.collect()

@@ -25,7 +25,7 @@ from spinney.kube.workqueue import WorkQueue
 from spinney.log import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Coroutine, Iterable
     from random import Random
 
     from spinney.clock import Clock
@@ -205,7 +205,7 @@ class Runtime:
             )
             self._informers[key] = found
             if self._group is not None:
-                self._group.create_task(found.run(), name=f"informer-{kind.RESOURCE.name}")
+                _start(self._group, found.run(), f"informer-{kind.RESOURCE.name}")
         return found
 
     def controller(self, name: str, reconciler: Reconciler, *, concurrency: int = 1) -> Controller:
@@ -217,7 +217,7 @@ class Runtime:
         )
         self._controllers[name] = made
         if self._group is not None:
-            self._group.create_task(self._run_controller(made), name=f"controller-{name}")
+            _start(self._group, self._run_controller(made), f"controller-{name}")
         return made
 
     async def wait_synced(self) -> None:
@@ -247,3 +247,11 @@ class Runtime:
     async def _run_controller(self, controller: Controller) -> None:
         await self.wait_synced()
         await controller.run()
+
+
+def _start(group: asyncio.TaskGroup, work: Coroutine[Any, Any, None], name: str) -> None:
+    """Start *work* in *group*; while the group is shut down nothing starts any more."""
+    try:
+        group.create_task(work, name=name)
+    except RuntimeError:
+        work.close()
