@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from spinney.errors import BadInputError
-from spinney.scheduler.shapes import Expression, label_selector
+from spinney.scheduler.affinity import Expression, label_selector
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

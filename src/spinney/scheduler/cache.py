@@ -20,13 +20,14 @@ from spinney.api.leaderworkerset import LEADER_READY
 from spinney.api.meta import find_condition
 from spinney.errors import BadInputError
 from spinney.log import get_logger
+from spinney.scheduler.affinity import Expression, PodTerm
 from spinney.scheduler.budgets import Budget, budget_of
 from spinney.scheduler.claims import ClaimBook, claims_of, has_claims, resource_claims
 from spinney.scheduler.gang_trees import GangTrees
 from spinney.scheduler.gangs import gang_of, lone_gang, tree_of, whole_gang
 from spinney.scheduler.gpu_share import GPU, WHOLE, gpu_memory_mib, standing_devices
 from spinney.scheduler.queues.model import QueueBook, assigned
-from spinney.scheduler.shapes import Expression, PodInfo, PodTerm, Shape, gpu_groups, shape_of
+from spinney.scheduler.shapes import PodInfo, Shape, gpu_groups, shape_of
 from spinney.scheduler.snapshot import Layout, NodeInfo, Snapshot, node_info
 from spinney.scheduler.sources.min_member import min_member_key, min_member_spec
 from spinney.scheduler.sources.podgroup import (

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from spinney.api.devices import CLAIMED
 from spinney.api.storage import SELECTED_NODE
+from spinney.scheduler.affinity import Expression, NodeTerm, node_terms
 from spinney.scheduler.device_selection import matches
-from spinney.scheduler.shapes import Expression, NodeTerm, node_terms
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping

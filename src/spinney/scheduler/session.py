@@ -40,9 +40,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from spinney.scheduler.actions.victims import Unit
+    from spinney.scheduler.affinity import PodTerm
     from spinney.scheduler.demand import Demand
     from spinney.scheduler.gangs import Gang
-    from spinney.scheduler.shapes import PodInfo, PodTerm, Shape
+    from spinney.scheduler.shapes import PodInfo, Shape
     from spinney.scheduler.snapshot import Layout, Snapshot
     from spinney.scheduler.verdict import Eviction, Verdict
 

@@ -8,14 +8,21 @@ them. Amounts are integers in thousandths: no sum ever rounds.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
 from spinney.api import quantity
 from spinney.errors import BadInputError
+from spinney.scheduler.affinity import (
+    NodeTerm,
+    PodTerm,
+    Spread,
+    affinity_of,
+    spreads_of,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from spinney.api.core import Container, Pod, PodSpec
     from spinney.scheduler.sources.spec import GangSpec
@@ -37,74 +44,6 @@ PodState = Literal["gated", "pending", "active", "leaving", "ended"]
 
 
 @dataclass(frozen=True, slots=True)
-class Expression:
-    """One condition on one label, as node affinity and pod selectors write it."""
-
-    key: str
-    operator: str
-    values: tuple[str, ...] = ()
-
-    def matches(self, labels: Mapping[str, str]) -> bool:
-        """Tell whether *labels* fulfil it; an operator nobody knows matches nothing."""
-        value = labels.get(self.key)
-        match self.operator:
-            case "In":
-                return value in self.values
-            case "NotIn":
-                return value not in self.values
-            case "Exists":
-                return value is not None
-            case "DoesNotExist":
-                return value is None
-            case "Gt" | "Lt":
-                return _compares(value, self.operator, self.values)
-            case _:
-                return False
-
-
-def _compares(value: str | None, operator: str, values: tuple[str, ...]) -> bool:
-    try:
-        have, bound = int(value or ""), int(values[0])
-    except (ValueError, IndexError):
-        return False
-    return have > bound if operator == "Gt" else have < bound
-
-
-@dataclass(frozen=True, slots=True)
-class NodeTerm:
-    """Conditions on a node that must all hold; a term without any matches nothing."""
-
-    labels: tuple[Expression, ...] = ()
-    fields: tuple[Expression, ...] = ()
-
-    def matches(self, name: str, labels: Mapping[str, str]) -> bool:
-        """Tell whether the node *name* with *labels* fulfils the term."""
-        if not self.labels and not self.fields:
-            return False
-        fields = {"metadata.name": name}
-        return all(e.matches(labels) for e in self.labels) and all(
-            e.matches(fields) for e in self.fields
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class PodTerm:
-    """Which other pods count, and the node label within whose domain they do."""
-
-    topology_key: str
-    selector: tuple[Expression, ...] | None
-    """None matches no pod; empty matches all."""
-    namespaces: tuple[str, ...]
-    """Empty: all namespaces."""
-
-    def matches(self, namespace: str, labels: Mapping[str, str]) -> bool:
-        """Tell whether a pod of *namespace* with *labels* counts."""
-        if self.selector is None or (self.namespaces and namespace not in self.namespaces):
-            return False
-        return all(e.matches(labels) for e in self.selector)
-
-
-@dataclass(frozen=True, slots=True)
 class Tolerance:
     """A toleration."""
 
@@ -120,21 +59,6 @@ class Tolerance:
         if self.key and self.key != key:
             return False
         return self.operator == "Exists" or (bool(self.key) and self.value == value)
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """A topology spread constraint: how even pods are over the domains of a label."""
-
-    term: PodTerm
-    """The pods that are counted, and the label."""
-    max_skew: int = 1
-    hard: bool = True
-    """Whether it is a rule; a preference otherwise."""
-    min_domains: int = 1
-    honors_affinity: bool = True
-    """Whether only nodes that the pod's node selector and affinity allow are looked at."""
-    honors_taints: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,30 +200,20 @@ def shape_of(
     """
     spec = pod.spec
     share = gpu_share(pod)
-    affinity = spec.affinity or {}
-    node = affinity.get("nodeAffinity") or {}
-    required = node.get("requiredDuringSchedulingIgnoredDuringExecution")
-    together = affinity.get("podAffinity") or {}
-    apart = affinity.get("podAntiAffinity") or {}
+    affinity = affinity_of(spec.affinity or {}, pod.namespace)
     return Shape(
         requests=_all_requests(spec, share, claimed or {}),
         node_selector=tuple(sorted(spec.node_selector.items())),
-        node_required=node_terms(required.get("nodeSelectorTerms")) if required else None,
-        node_preferred=tuple(
-            (int(term.get("weight", 1)), _node_term(term.get("preference") or {}))
-            for term in node.get(_PREFERRED) or ()
-        ),
+        node_required=affinity.node_required,
+        node_preferred=affinity.node_preferred,
         tolerances=tuple(
             Tolerance(t.key, t.operator or "Equal", t.value, t.effect) for t in spec.tolerations
         ),
         host_ports=_host_ports(spec),
-        pod_affinity=_pod_terms(together.get(_REQUIRED), pod.namespace),
-        pod_anti_affinity=_pod_terms(apart.get(_REQUIRED), pod.namespace),
-        pod_preferred=(
-            *_weighted_terms(together.get(_PREFERRED), pod.namespace, 1),
-            *_weighted_terms(apart.get(_PREFERRED), pod.namespace, -1),
-        ),
-        spread=tuple(_spread(line, pod) for line in spec.topology_spread_constraints),
+        pod_affinity=affinity.pod_affinity,
+        pod_anti_affinity=affinity.pod_anti_affinity,
+        pod_preferred=affinity.pod_preferred,
+        spread=spreads_of(spec.topology_spread_constraints, pod.namespace, pod.labels),
         share=share,
         volumes=volumes,
         nominated="" if spec.node_name else pod.status.nominated_node_name,
@@ -358,29 +272,6 @@ def _all_requests(spec: PodSpec, share: GpuShare | None, claimed: Mapping[str, i
     return tuple(sorted(found.items()))
 
 
-def _spread(line: Mapping[str, Any], pod: Pod) -> Spread:
-    term = _pod_term({**line, "namespaces": [pod.namespace]}, pod.namespace)
-    own = tuple(
-        Expression(key, "In", (pod.labels[key],))
-        for key in line.get("matchLabelKeys") or ()
-        if key in pod.labels
-    )
-    if own and term.selector is not None:
-        term = replace(term, selector=(*term.selector, *own))
-    return Spread(
-        term,
-        int(line.get("maxSkew", 1)),
-        line.get("whenUnsatisfiable", "DoNotSchedule") == "DoNotSchedule",
-        int(line.get("minDomains") or 1),
-        line.get("nodeAffinityPolicy", "Honor") == "Honor",
-        line.get("nodeTaintsPolicy", "Ignore") == "Honor",
-    )
-
-
-_REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
-_PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
-
-
 def _host_ports(spec: PodSpec) -> tuple[tuple[str, int], ...]:
     found = set()
     for container in (*spec.init_containers, *spec.containers):
@@ -389,52 +280,3 @@ def _host_ports(spec: PodSpec) -> tuple[tuple[str, int], ...]:
             if number:
                 found.add((port.protocol or "TCP", number))
     return tuple(sorted(found))
-
-
-def _expressions(lines: Iterable[Mapping[str, Any]] | None) -> tuple[Expression, ...]:
-    return tuple(
-        Expression(line.get("key", ""), line.get("operator", ""), tuple(line.get("values") or ()))
-        for line in lines or ()
-    )
-
-
-def _node_term(term: Mapping[str, Any]) -> NodeTerm:
-    return NodeTerm(
-        _expressions(term.get("matchExpressions")), _expressions(term.get("matchFields"))
-    )
-
-
-def node_terms(terms: Iterable[Mapping[str, Any]] | None) -> tuple[NodeTerm, ...]:
-    """Return ``nodeSelectorTerms`` as values."""
-    return tuple(_node_term(term) for term in terms or ())
-
-
-def _pod_terms(terms: Iterable[Mapping[str, Any]] | None, namespace: str) -> tuple[PodTerm, ...]:
-    return tuple(_pod_term(term, namespace) for term in terms or ())
-
-
-def _weighted_terms(
-    terms: Iterable[Mapping[str, Any]] | None, namespace: str, sign: int
-) -> tuple[tuple[int, PodTerm], ...]:
-    return tuple(
-        (sign * int(t.get("weight", 1)), _pod_term(t.get("podAffinityTerm") or {}, namespace))
-        for t in terms or ()
-    )
-
-
-def label_selector(selector: Mapping[str, Any]) -> tuple[Expression, ...]:
-    """Return the conditions of a ``labelSelector``; without any it matches everything."""
-    equal = sorted((selector.get("matchLabels") or {}).items())
-    return (
-        *(Expression(key, "In", (value,)) for key, value in equal),
-        *_expressions(selector.get("matchExpressions")),
-    )
-
-
-def _pod_term(term: Mapping[str, Any], namespace: str) -> PodTerm:
-    selector = term.get("labelSelector")
-    expressions = None if selector is None else label_selector(selector)
-    named = tuple(sorted(term.get("namespaces") or ()))
-    everywhere = term.get("namespaceSelector") is not None
-    namespaces = () if everywhere and not named else (named or (namespace,))
-    return PodTerm(term.get("topologyKey", ""), expressions, namespaces)

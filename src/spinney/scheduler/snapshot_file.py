@@ -18,6 +18,7 @@ from spinney.scheduler.cycle import ACTIONS
 from spinney.scheduler.offline import Report
 from spinney.scheduler.plugins.registry import NODE_FILTERS, ROOM_FILTERS, SCORES, check
 from spinney.scheduler.scenario import leaves, objects
+from spinney.scheduler.shapes import shape_of
 from spinney.scheduler.snapshot_format import (
     ON_NODES,
     GangLine,
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 
 FIRST_CYCLE = "2026-01-02T00:00:00Z"
 """The time of the first cycle where a file does not say it."""
+MAX_NODES = 100_000
+MAX_PODS = 1_000_000
+MOST_MILLI = 1 << 60
+"""The largest amount, in thousandths: sums over a node stay within 64 bits."""
 MAX_PROBLEMS = 20
 """Mistakes that one message names; a file with more has one cause."""
 
@@ -61,7 +66,7 @@ def read(text: str, source: str = "snapshot") -> Scenario:
         found = scenario(document)
     except BadInputError as error:
         raise BadInputError(f"{source}: {error}") from error
-    wrong = list(problems(found))
+    wrong = problems(found)
     if wrong:
         more = [f"… and {len(wrong) - MAX_PROBLEMS} more"] if len(wrong) > MAX_PROBLEMS else []
         lines = "\n".join(f"  {line}" for line in [*wrong[:MAX_PROBLEMS], *more])
@@ -142,8 +147,47 @@ def report_schema() -> dict[str, Any]:
 # Mistakes that types do not show
 
 
-def problems(found: Scenario) -> Iterator[str]:
-    """Yield what is wrong with *found*, each with its path."""
+def problems(found: Scenario) -> list[str]:
+    """Return what is wrong with *found*, each with its path."""
+    return list(_sizes(found)) or list(_static(found)) or list(_of_objects(found))
+
+
+def _sizes(found: Scenario) -> Iterator[str]:
+    """Yield numbers that nothing can be made of, before anything is made of them."""
+    nodes = sum(max(0, line.count) for line in found.nodes)
+    if nodes > MAX_NODES:
+        yield f"nodes: {nodes} are more than the {MAX_NODES} that a file may have"
+    pods = 0
+    for path, line in _pods_lines(found):
+        numbers = {"gated": line.gated, "absent": line.absent}
+        if isinstance(line.pods, int):
+            numbers["pods"] = line.pods
+        else:
+            pods += len(line.pods)
+        for name, number in numbers.items():
+            pods += max(0, number)
+            if number < 0:
+                yield f"{path}.{name}: {number} is less than 0"
+    if pods > MAX_PODS:
+        yield f"pods: {pods} are more than the {MAX_PODS} that a file may have"
+
+
+def _pods_lines(found: Scenario) -> Iterator[tuple[str, PodsLine]]:
+    """Yield all lines that stand for pods, with their paths."""
+    for at, gang in enumerate(found.gangs):
+        yield from _below(f"gangs[{at}]", gang.groups)
+    for at, line in enumerate(found.pods):
+        yield f"pods[{at}]", line
+
+
+def _below(path: str, groups: list[PodsLine]) -> Iterator[tuple[str, PodsLine]]:
+    for at, group in enumerate(groups):
+        here = f"{path}.groups[{at}]"
+        yield here, group
+        yield from _below(here, group.groups)
+
+
+def _static(found: Scenario) -> Iterator[str]:
     nodes = set(node_names(found))
     yield from _twice("nodes", node_names(found))
     yield from _twice("gangs", (f"{g.namespace}/{g.name}" for g in found.gangs))
@@ -173,12 +217,23 @@ def problems(found: Scenario) -> Iterator[str]:
         if pods.priority_class and pods.priority_class not in classes:
             yield f"{path}.priorityClass: there is no priority class {pods.priority_class!r}"
         yield from _pods(path, pods, nodes)
+
+
+def _of_objects(found: Scenario) -> Iterator[str]:
+    """Yield what shows when the file becomes objects and nothing else is wrong."""
     try:
-        keys = [pod.key for pod in objects(found).pods]
+        pods = objects(found).pods
     except BadInputError as error:
         yield str(error)
-    else:
-        yield from _twice("pods", keys)
+        return
+    yield from _twice("pods", (pod.key for pod in pods))
+    for pod in pods:
+        spec = pod.spec
+        if spec.affinity or spec.topology_spread_constraints or pod.metadata.annotations:
+            try:
+                shape_of(pod)
+            except BadInputError as error:
+                yield f"pod {pod.key}: {error}"
 
 
 def _claims(found: Scenario) -> Iterator[str]:
@@ -224,22 +279,44 @@ def _amounts_of(found: Scenario) -> Iterator[str]:
         path = f"nodes[{at}]"
         if node.count < 1:
             yield f"{path}.count: {node.count} is less than 1"
-        yield from _quantities(path, {"cpu": node.cpu, "memory": node.memory})
+        numbers = {"gpus": node.gpus, "gpuMemory": node.gpu_memory, "pods": node.pods}
+        numbers |= {f"devices.{name}": count for name, count in node.devices.items()}
+        yield from _quantities(path, {"cpu": node.cpu, "memory": node.memory, **numbers})
         yield from _quantities(f"{path}.allocatable", node.allocatable)
     for at, queue in enumerate(found.queues):
         for name in ("gpus", "cpu", "memory"):
             share = getattr(queue, name)
             yield from _quantities(
-                f"queues[{at}].{name}", {"quota": share.quota, "limit": share.limit}
+                f"queues[{at}].{name}", {"quota": share.quota, "limit": share.limit}, least=-1
             )
 
 
-def _quantities(path: str, amounts: dict[str, Any]) -> Iterator[str]:
+def _quantities(path: str, amounts: dict[str, Any], least: int = 0) -> Iterator[str]:
     for name, amount in amounts.items():
         try:
-            quantity.milli(amount if amount is not None else 0)
-        except BadInputError as error:
+            milli = quantity.milli(amount if amount is not None else 0)
+        except (BadInputError, ValueError, OverflowError) as error:
             yield f"{path}.{name}: {error}"
+            continue
+        if milli < 1000 * least:
+            yield f"{path}.{name}: {amount} is less than {least}"
+        if milli > MOST_MILLI:
+            yield f"{path}.{name}: {amount} is more than can be counted"
+
+
+def _counts(line: PodsLine | PodLine) -> dict[str, Any]:
+    """Return the numbers of one line that are quantities too."""
+    sizes = {f"sizes[{at}]": size for at, size in enumerate(getattr(line, "sizes", ()))}
+    claims = {f"claims.{name}": count for name, count in (line.claims or {}).items()}
+    named = {"gpus": line.gpus, "gpuMemory": line.gpu_memory, "gpuDevices": line.gpu_devices}
+    return {**named, **sizes, **claims}
+
+
+def _ports(path: str, ports: Iterable[int | str] | None) -> Iterator[str]:
+    for port in ports or ():
+        number = str(port).partition("/")[0]
+        if not number.isdecimal() or not 0 < int(number) < 65536:
+            yield f"{path}.hostPorts: {port!r} is no port; write one such as 8080 or 53/UDP"
 
 
 def _groups(path: str, gang: GangLine, groups: list[PodsLine], nodes: set[str]) -> Iterator[str]:
@@ -262,7 +339,9 @@ def _groups(path: str, gang: GangLine, groups: list[PodsLine], nodes: set[str]) 
 
 
 def _pods(path: str, line: PodsLine, nodes: set[str]) -> Iterator[str]:
-    yield from _quantities(path, {"cpu": line.cpu, "memory": line.memory, **line.requests})
+    numbers = {"cpu": line.cpu, "memory": line.memory, **line.requests, **_counts(line)}
+    yield from _quantities(path, numbers)
+    yield from _ports(path, line.host_ports)
     for field in ("on", "leaving"):
         for node in getattr(line, field):
             if node not in nodes:
@@ -276,7 +355,9 @@ def _pods(path: str, line: PodsLine, nodes: set[str]) -> Iterator[str]:
 
 
 def _pod(path: str, pod: PodLine, nodes: set[str]) -> Iterator[str]:
-    yield from _quantities(path, {"cpu": pod.cpu, "memory": pod.memory, **(pod.requests or {})})
+    numbers = {"cpu": pod.cpu, "memory": pod.memory, **(pod.requests or {}), **_counts(pod)}
+    yield from _quantities(path, numbers)
+    yield from _ports(path, pod.host_ports)
     if pod.state in ON_NODES and not pod.node:
         yield f"{path}.node: a pod that is {pod.state} has a node"
     if pod.node and pod.state in ("pending", "gated", "absent"):

@@ -51,6 +51,8 @@ class _Growth:
     """Whether all groups that the gang can do without were tried."""
     refusal: str = ""
     """Why the gang's queue takes on no more of it."""
+    reason: str = ""
+    """Why the first of what does not fit does not."""
 
 
 def allocate(session: Session, previous: Mapping[str, Verdict]) -> Iterator[Verdict]:
@@ -313,21 +315,27 @@ def _grow_group(session: Session, growth: _Growth, failures: _Failures) -> bool:
 _WHOLE_GROUP = -1
 
 
-def _placed_beyond(session: Session, growth: _Growth, demand: Demand, failures: _Failures) -> bool:
-    """Place *demand*, which is beyond the gang's minimum, if its queue and the nodes let it."""
+def _placed_beyond(
+    session: Session, growth: _Growth, demand: Demand, failures: _Failures, *, last: bool = True
+) -> bool:
+    """Place *demand*, which is beyond the gang's minimum, if its queue and the nodes let it.
+
+    If it is the *last* try, the reason is found out.
+    """
     session.drains.make_way(growth.gang)
     refusal = session.refusal(growth.gang, demand)
     if refusal:
         growth.refusal = refusal
         return False
-    if failures.known(growth.gang.key, demand) is not None:
-        return False
-    outcome = search.place(session, demand, growth.gang.topology)
-    if outcome == "placed":
-        session.enter(growth.gang, demand)
-        return True
-    if demand.pods == 1 or demand.children:
-        failures.explained(demand, outcome, growth.gang)
+    known = failures.known(growth.gang.key, demand)
+    if known is None:
+        outcome = search.place(session, demand, growth.gang.topology)
+        if outcome == "placed":
+            session.enter(growth.gang, demand)
+            return True
+        if last:
+            known = failures.explained(demand, outcome, growth.gang)
+    growth.reason = growth.reason or known or ""
     return False
 
 
@@ -369,7 +377,7 @@ def _grow_by(
     """Place *pods*, alike, of *leaf*, or the first half of them, and so on down to one."""
     while pods:
         demand = growth_demand(session, growth.gang, tuple(pods))
-        if _placed_beyond(session, growth, demand, failures):
+        if _placed_beyond(session, growth, demand, failures, last=len(pods) == 1):
             _remove(growth, leaf.name, pods)
             return True
         if len(pods) == 1 and _pipeline_growth(session, growth, demand):
@@ -430,5 +438,5 @@ def _growth_verdict(growth: _Growth, failures: _Failures) -> Verdict:
     demand = next((found for found in growth.failed.values() if found is not None), None)
     if demand is None:
         return Verdict(growth.gang.key, "placed", growth.refusal or PIPELINED, left)
-    reason = growth.refusal or failures.known(growth.gang.key, demand) or ""
+    reason = growth.refusal or growth.reason
     return failures.verdict(growth.gang, "placed", demand, reason, left)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from spinney.scheduler.affinity import PodTerm
     from spinney.scheduler.session import PodClass, Session
-    from spinney.scheduler.shapes import PodTerm
 
 
 class PodAffinity:
