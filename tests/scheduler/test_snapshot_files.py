@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -210,3 +211,14 @@ def test_shared_claims_are_saved_and_read_back() -> None:
 def test_a_shared_claim_that_is_not_there_is_a_mistake() -> None:
     with pytest.raises(BadInputError, match=r"pods\[0\].sharedClaims: there is no claim default/c"):
         read("{nodes: [{name: a}], pods: [{name: x, sharedClaims: [c]}]}")
+
+
+DOCUMENT = (ROOT / "docs" / "scheduler-snapshot.md").read_text()
+
+
+@pytest.mark.parametrize("text", re.findall(r"```yaml\n(.*?)```", DOCUMENT, re.DOTALL))
+def test_the_worked_examples_of_the_documentation_are_true(text: str) -> None:
+    report = run(text, actions=["allocate"])
+
+    found = {pod: f"{state} {node}".strip() for pod, (state, node) in states(report).items()}
+    assert found == dict(re.findall(r"#> (\S+): (.*)", text))
