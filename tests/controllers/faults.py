@@ -87,7 +87,7 @@ class Guard:
     def __init__(self, inner: BadConnection, truth: KubeClient) -> None:
         self._inner = inner
         self._truth = truth
-        self._disturbed_s = 0.0
+        self._disturbed_s = -FRESH_S
         self.broken: list[str] = []
         self.checked = 0
 
@@ -97,7 +97,7 @@ class Guard:
 
     async def send(self, request: ApiRequest) -> ApiResponse:
         calm_s = asyncio.get_running_loop().time() - self._disturbed_s
-        if calm_s > FRESH_S and not self._inner.lag_s:
+        if calm_s >= FRESH_S and not self._inner.lag_s:
             await self._look(request)
         return await self._inner.send(request)
 
@@ -177,7 +177,11 @@ class Guard:
             return
         needed = clique_count(clique).needed
         old = pod.labels.get(_HASH) != clique.labels.get(_HASH)
-        serving = sum(map(is_ready, await self._pods(pod, clique.name)))
+        pods = await self._pods(pod, clique.name)
+        serving = sum(map(is_ready, pods))
+        idle = [p.name for p in pods if is_live(p) and not is_ready(p)]
+        if idle and not old:
+            self.broken.append(f"{pod.name} is given up, which serves, before {idle}")
         if serving - (0 if old else 1) < needed:
             self.broken.append(f"{pod.name} is given up: {serving} serve and {needed} are needed")
 

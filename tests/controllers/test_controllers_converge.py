@@ -124,7 +124,8 @@ async def happen(farm: Farm, step: Step) -> None:
         "service": Service,
     }
     verb, noun = step.what.split()
-    farm.guard.disturbed()
+    if verb != "scale":
+        farm.guard.disturbed()
     try:
         if verb == "edit":
             await _edit(farm, step)
