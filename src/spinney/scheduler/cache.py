@@ -118,6 +118,8 @@ class Cache:
         self._queues = QueueBook()
         self._budgets: dict[str, Budget] = {}
         self._trees = GangTrees()
+        self._frozen: tuple[int, Mapping[str, PodInfo]] | None = None
+        """The pods of the last snapshot, with the version of the trees at that time."""
         self._layout: Layout | None = None
         self._used: NDArray[np.int64] = np.zeros((0, 0), np.int64)
         self._leaving: NDArray[np.int64] = np.zeros((0, 0), np.int64)
@@ -469,7 +471,7 @@ class Cache:
             layout,
             used,
             leaving,
-            dict(self._pods),
+            self._frozen_pods(),
             self._trees.waiting(self._waiting),
             tuple(sorted(self._apart)),
             self.room_version,
@@ -482,6 +484,13 @@ class Cache:
             self._trees.short(),
             tuple(found for _, found in sorted(self._budgets.items())),
         )
+
+    def _frozen_pods(self) -> Mapping[str, PodInfo]:
+        """Return the pods as they are now: the same mapping while none of them changes."""
+        version = self._trees.version
+        if self._frozen is None or self._frozen[0] != version:
+            self._frozen = (version, dict(self._pods))
+        return self._frozen[1]
 
     def _shared_devices(
         self, layout: Layout, used: NDArray[np.int64]
