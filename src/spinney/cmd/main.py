@@ -103,7 +103,7 @@ def spinney(ctx: click.Context, kubeconfig: str | None) -> None:
     from spinney.log import configure
 
     # Standard output is for what was asked; a verb that is a program says anew how it logs.
-    configure(level="warning")
+    configure(level="warning", final=False)
     ctx.obj = build_session(kubeconfig)
 
 
