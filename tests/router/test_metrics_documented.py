@@ -9,7 +9,7 @@ import pytest
 import yaml
 from tools import grafana_dashboard, metrics_table
 
-from spinney.router.serving import Outcome
+from spinney.router.run import Outcome
 
 UNITS = ("_seconds", "_bytes_total", "_tokens_total", "_total", "_requests", "_tokens", "_workers")
 DOCUMENT = metrics_table.DOCUMENT.read_text()

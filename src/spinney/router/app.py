@@ -20,7 +20,8 @@ from spinney.router import openai
 from spinney.router.admission import Claim
 from spinney.router.relay import ClientStalledError, Headers, Reply
 from spinney.router.request_trace import OPERATIONS, RequestTrace
-from spinney.router.serving import RETRY_AFTER_S, Outcome, Run, Serving, request_id_headers
+from spinney.router.run import Outcome, Run, request_id_headers
+from spinney.router.serving import RETRY_AFTER_S, Serving
 from spinney.router.stories import Stories, Story
 from spinney.tracing import NO_TRACER, Tracer, trace_id_of
 

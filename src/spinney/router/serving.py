@@ -13,22 +13,22 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from spinney.log import get_logger
 from spinney.router import openai
-from spinney.router.admission import Claim, Forecast, Gate, RefusedError, too_late
+from spinney.router.admission import Forecast, Gate, RefusedError, too_late
 from spinney.router.load import Faults, Ledger, RetryBudget, Work
 from spinney.router.migration import RESUMED_HEADER, DivergedError, Journal
-from spinney.router.picker import Ask, Choice, Mode, Nobody, Pick, View
+from spinney.router.picker import Choice, Nobody, Pick, View
 from spinney.router.prompt_tokens import prompt_tokens
-from spinney.router.relay import ClientStalledError, EventRelay, Headers, Reply
+from spinney.router.relay import ClientStalledError, EventRelay, Headers
 from spinney.router.rendezvous import Meeting, beside, meeting_at, secret_room
-from spinney.router.request_trace import RequestTrace, handover_attributes
+from spinney.router.request_trace import handover_attributes
+from spinney.router.run import Handover, Outcome, Run, Served, mode_of
 from spinney.router.upstream import Answer, FailureKind, Upstream, WorkerFailure, read_all
 from spinney.router.workers import Stage, Worker
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from spinney.router.limits import Limits
     from spinney.router.metrics import ModelFigures, RouterMetrics
     from spinney.router.prompt_tokens import PromptTokenizer
-    from spinney.router.stories import Stories, Story
+    from spinney.router.stories import Stories
     from spinney.router.table import WorkerTable
     from spinney.router.vigil import Attendance, Vigil
     from spinney.tracing import Span
@@ -53,114 +53,6 @@ AGAIN = "r"
 """Ends the id of a request that is sent to one worker a second time."""
 KV_FAULTS = frozenset({"kv_lost", "kv_transfer_failed"})
 """Codes with which a decode worker says that the prefill worker's blocks did not come."""
-
-
-class Outcome(StrEnum):
-    """How a request ended."""
-
-    OK = "ok"
-    REFUSED_BY_WORKER = "refused-by-worker"
-    """The worker found fault with the request (4xx)."""
-    BAD_REQUEST = "bad-request"
-    UNKNOWN_MODEL = "unknown-model"
-    NO_WORKER = "no-worker"
-    REFUSED = "refused"
-    """There is no room, or it would be too late."""
-    FAILED = "failed"
-    """No worker could serve it, and the client was told."""
-    BROKEN_OFF = "broken-off"
-    """It failed in the middle of the stream."""
-    DISCONNECTED = "disconnected"
-    """The client went away."""
-    CLIENT_STALLED = "client-stalled"
-    DRAINING = "draining"
-
-
-@dataclass(slots=True)
-class Run:
-    """One request on its way."""
-
-    id: str
-    inbound: openai.Inbound
-    headers: Mapping[str, str]
-    """What goes on to the workers."""
-    reply: Reply
-    story: Story
-    came_s: float
-    """By the loop's clock."""
-    claim: Claim = field(default_factory=Claim)
-    trace: RequestTrace = field(default_factory=RequestTrace)
-    found: dict[str, int] = field(default_factory=dict)
-    """Prompt tokens that each worker seems to have computed before."""
-    cached: dict[str, int] = field(default_factory=dict)
-    """The same, as far as each is trusted."""
-    tried_prefill: set[str] = field(default_factory=set)
-    tried_decode: set[str] = field(default_factory=set)
-    attempt: int = 0
-    counted: int = 0
-    """Attempts that count: those that reached a worker and failed there."""
-    asked_s: float = 0.0
-    """When the worker was chosen that is asked now."""
-    desperate: bool = False
-    """Whether that worker failed lately, and there is none that did not."""
-    local: bool = False
-    journal: Journal | None = None
-    """What the client has of its stream, for another worker to go on from."""
-    migrations: int = 0
-    expected: float = 0.0
-    """What the first token was thought to cost, at `chosen_s`."""
-    chosen_s: float = 0.0
-
-    def ask(self) -> Ask:
-        """Return what the picker has to know."""
-        return Ask(
-            model=self.inbound.model,
-            prompt_tokens=self.inbound.prompt_tokens,
-            cached=self.cached,
-            splittable=self.inbound.splittable,
-            tried_prefill=frozenset(self.tried_prefill),
-            tried_decode=frozenset(self.tried_decode),
-            local=self.local,
-        )
-
-    def upstream_headers(self, span: Span) -> dict[str, str]:
-        """Return the headers of what is asked within *span*; each attempt has an id of its own."""
-        suffix = f".{self.attempt}" if self.attempt > 1 else ""
-        return span.carry({**self.headers, "x-request-id": self.id + suffix})
-
-
-@dataclass(frozen=True, slots=True)
-class Handover:
-    """A prompt that a prefill worker has computed. For one use."""
-
-    worker: Worker
-    handle: msgspec.Raw
-    took_s: float
-    meeting: Meeting | None = None
-    """Where the decode worker finds it, in place of a handle."""
-
-    def decode_body(self, body: bytes) -> bytes:
-        """Return the request for the decode worker."""
-        if self.meeting is not None:
-            return self.meeting.decode_body(body)
-        return openai.decode_body(body, self.handle)
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """Who serves an attempt, as the client is told."""
-
-    decode: Worker
-    handover: Handover | None
-    mode: Mode
-
-    def headers(self) -> Headers:
-        """Return the ``x-spinney-*`` headers of the answer."""
-        told = {"x-spinney-mode": self.mode.value, "x-spinney-decode-worker": self.decode.name}
-        if self.handover:
-            told["x-spinney-prefill-worker"] = self.handover.worker.name
-            told["x-spinney-prefill-ms"] = f"{self.handover.took_s * 1000:.1f}"
-        return [(name.encode(), value.encode()) for name, value in told.items()]
 
 
 class Serving:
@@ -218,7 +110,7 @@ class Serving:
         except RefusedError as error:
             return await self._refuse(run, error)
         finally:
-            _settle(run)
+            run.settle()
 
     def _let_in(self, run: Run) -> None:
         waited_s = _now() - run.came_s
@@ -351,7 +243,7 @@ class Serving:
                     return await self._met(run, choice, meeting, work)
             if choice.prefill is not None:
                 handover = await self._prefill(run, choice.prefill, worker)
-            served = Served(worker, handover, _mode(choice, handover))
+            served = Served(worker, handover, mode_of(choice, handover))
             if handover is None:
                 work.prefilling(max(1, tokens - run.cached.get(worker.name, 0)))
                 self._cache.routed(worker.name, run.inbound, _now())
@@ -369,7 +261,7 @@ class Serving:
         assert choice.prefill is not None, "there is somebody to meet"
         prefill = choice.prefill.worker
         handover = Handover(prefill, msgspec.Raw(b""), 0.0, meeting)
-        served = Served(choice.decode.worker, handover, _mode(choice, handover))
+        served = Served(choice.decode.worker, handover, mode_of(choice, handover))
         try:
             async with beside(
                 self._prefill_beside(run, prefill, meeting), lambda: not run.reply.started
@@ -643,7 +535,7 @@ class Serving:
         """Tell the client of *failure*, or return None when another attempt is to be made."""
         free = self._blame(run, failure)
         if run.reply.started:
-            if _all_is_sent(run):
+            if run.all_is_sent():
                 await run.reply.end(openai.END_OF_STREAM)
                 return Outcome.OK
             if self._may_migrate(run, free=free):
@@ -786,35 +678,6 @@ class _Answered:
     status: int
     headers: Mapping[str, str]
     body: bytes
-
-
-def request_id_headers(request_id: str) -> Headers:
-    """Return the headers by which an answer says which request it is to."""
-    value = request_id.encode()
-    return [(b"x-request-id", value), (b"x-spinney-request-id", value)]
-
-
-def _settle(run: Run) -> None:
-    """Note what came of *run*, also where its stream broke off or its client went away."""
-    story = run.story
-    story.attempts, story.migrations = run.attempt, run.migrations
-    if story.output_tokens is None and run.journal is not None and not run.reply.finished:
-        run.journal.read()
-        story.output_tokens = len(run.journal.tokens) or None
-
-
-def _all_is_sent(run: Run) -> bool:
-    """Whether nothing but the end of the stream was missing when it broke off."""
-    if run.journal is None:
-        return False
-    run.journal.read()
-    return run.journal.finished and (run.journal.usage_sent or not run.inbound.wants_usage)
-
-
-def _mode(choice: Choice, handover: Handover | None) -> Mode:
-    if choice.prefill is None or handover is not None:
-        return choice.mode
-    return Mode.LOCAL_PREFILL
 
 
 def _answer_headers(headers: Mapping[str, str]) -> Headers:
