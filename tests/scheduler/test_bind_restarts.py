@@ -70,13 +70,15 @@ class Mortal:
         await self._inner.close()
 
 
-async def live(cluster: SimulatedCluster, api: Mortal, seconds: float) -> None:
+async def live(
+    cluster: SimulatedCluster, api: Mortal, seconds: float, config: SchedulerConfig | None = None
+) -> None:
     """Run one scheduler until *api* says it is dead, or *seconds* are over."""
     loop, rng = asyncio.get_running_loop(), random.Random(3)
     client, clock = KubeClient(api), LoopClock(loop)
     events = EventRecorder(client, clock, RandomIds(rng), "scheduler")
     runtime = Runtime(client, clock, rng=rng)
-    register(runtime, RandomIds(rng), events, SchedulerConfig(stale_grace_s=5.0))
+    register(runtime, RandomIds(rng), events, config or SchedulerConfig(stale_grace_s=5.0))
     running = [loop.create_task(runtime.run()), loop.create_task(events.run())]
     try:
         async with asyncio.timeout(seconds):

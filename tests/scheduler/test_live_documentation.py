@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 from click.testing import CliRunner
-from tests.scheduler.test_bind_claims import claim, make_pod, offer_devices, uses
+from tests.scheduler.test_bind_claims import claim, make_pod, offer_devices, sharing, uses
 from tests.scheduler.test_bind_restarts import NEVER, Mortal, live
+from tests.scheduler.test_gpu_reserver import CONFIG, DevicePlugin
 from tests.scheduler.test_live_status import kai_group
 from tests.scheduler.test_scheduler_in_a_cluster import bound, create, gang, play
 
-from spinney.api.core import PriorityClass
+from spinney.api.core import Pod, PriorityClass
 from spinney.api.queue import Queue, QueueResource, QueueResources, QueueSpec
 from spinney.cli.schedule import schedule
 from spinney.errors import BadInputError
@@ -195,19 +196,23 @@ def test_the_deployment_allows_what_the_scheduler_asks_for() -> None:
         await create(cluster, gang("low", 4, 4))
         await kai_group(cluster, "kai", 2)
         await make_pod(cluster, "claims", resourceClaims=uses("c"))
+        await create(cluster, sharing("shared", 1, 0.5))
         listening = Listening(cluster.transport)
         later = asyncio.get_running_loop().create_task(arrive(cluster))
-        await live(cluster, Mortal(listening, NEVER), 60)
+        await live(cluster, Mortal(listening, NEVER), 90, CONFIG)
         await later
         assert "high-p-0" in await bound(cluster)
         return listening.asked
 
     async def arrive(cluster: SimulatedCluster) -> None:
         await asyncio.sleep(5)
-        await create(cluster, gang("high", 1, 2, priority=50))
+        await create(cluster, gang("high", 1, 4, priority=50))
+        await asyncio.sleep(40)
+        await cluster.client.delete(Pod, "shared-p-0", "default")
 
-    asked: Any = play(scene, programs=())
+    asked: Any = play(scene, programs=(DevicePlugin(),))
     assert asked - allowed() == set()
+    assert asked >= {("", "pods", "create"), ("", "pods", "delete"), ("", "namespaces", "create")}
     assert {resource for _, resource, verb in asked if verb in ("create", "patch")} >= {
         "pods/binding",
         "pods/eviction",

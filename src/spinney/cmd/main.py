@@ -57,6 +57,7 @@ _VERBS: dict[str, dict[str, tuple[str, str]]] = {
         "webhook": ("spinney.cmd.webhook", "Answer an API server's admission reviews."),
         "crds": ("spinney.cmd.crds", "Print the definitions of the kinds."),
         "startup-wait": ("spinney.cmd.startup_wait", "Wait until other roles are ready."),
+        "gpu-reservation": ("spinney.cmd.gpu_reservation", "Hold a GPU for pods that share it."),
     },
     "": {"supervise": ("spinney.cmd.supervise", "Keep a local cluster's processes running.")},
 }

@@ -7,6 +7,7 @@ holds the lease works, and the next one goes on from what the API says.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from random import Random, SystemRandom
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,9 @@ def scheduler(
 ) -> None:
     """Place pods whose spec.schedulerName is spinney-scheduler, on any Kubernetes cluster."""
     config = SchedulerConfig() if config_file is None else read_config_file(config_file)
+    if config.gpu_reservation == "auto":
+        # A cluster of its own has a device plugin, which knows nothing of pods that share.
+        config = replace(config, gpu_reservation="device")
     if print_config:
         click.echo(write_config(config), nl=False)
         return

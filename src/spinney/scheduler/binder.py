@@ -24,7 +24,8 @@ from spinney.kube.transport import TransportError
 from spinney.log import get_logger
 from spinney.scheduler.bind_claims import NoVolumeError
 from spinney.scheduler.device_allocation import NoDevicesError
-from spinney.scheduler.shapes import DEVICES
+from spinney.scheduler.gpu_reserver import NoReservationError
+from spinney.scheduler.shapes import DEVICES, GROUPS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from spinney.kube.client import KubeClient
     from spinney.scheduler.bind_claims import ClaimBinder
     from spinney.scheduler.cache import Cache
+    from spinney.scheduler.gpu_reserver import GpuReserver
     from spinney.scheduler.verdict import Binding
 
 CONCURRENT_BINDS = 32
@@ -51,6 +53,16 @@ class RoomLostError(SpinneyError):
     """A node cannot take a pod any more that was placed there."""
 
 
+_FAILURES = (
+    ApiError,
+    TransportError,
+    RoomLostError,
+    NoDevicesError,
+    NoVolumeError,
+    NoReservationError,
+)
+
+
 @dataclass(slots=True)
 class BindReport:
     """What became of some bindings."""
@@ -67,10 +79,13 @@ class BindReport:
 class Binder:
     """Sends bindings, and keeps the cache's assumptions true."""
 
-    def __init__(self, client: KubeClient, cache: Cache, claims: ClaimBinder) -> None:
+    def __init__(
+        self, client: KubeClient, cache: Cache, claims: ClaimBinder, gpus: GpuReserver
+    ) -> None:
         self._client = client
         self._cache = cache
         self._claims = claims
+        self._gpus = gpus
 
     async def bind(self, bindings: Sequence[Binding]) -> BindReport:
         """Assume all *bindings*, send them, and return what became of them."""
@@ -99,7 +114,12 @@ class Binder:
         pod = self._cache.pod(binding.pod)
         annotations = {}
         if pod is not None and pod.shape.share is not None:
-            annotations = {RECEIVED: "Fraction", DEVICES: ",".join(pod.gpu_groups)}
+            devices = await self._gpus.settle(pod)
+            annotations = {
+                RECEIVED: "Fraction",
+                GROUPS: ",".join(pod.gpu_groups),
+                DEVICES: ",".join(devices),
+            }
         await self._send(binding, beside, annotations)
 
     def _look_again(self, binding: Binding, beside: Sequence[Binding]) -> None:
@@ -169,7 +189,7 @@ class _GangTurn:
     async def _sent(self, binding: Binding, beside: Sequence[Binding]) -> bool:
         try:
             await self._binder.send(binding, beside)
-        except (ApiError, TransportError, RoomLostError, NoDevicesError, NoVolumeError) as error:
+        except _FAILURES as error:
             if isinstance(error, ConflictError | RoomLostError):
                 self._report.conflicts += 1
             else:

@@ -114,6 +114,8 @@ class Cache:
         """Base gang to the gangs that were scaled out from it."""
         self._apart: set[str] = set()
         self._sharing: set[str] = set()
+        self._reserving: set[str] = set()
+        """Pods on nodes that hold a GPU for sharers."""
         self._shapes: dict[Shape, Shape] = {}
         self._queues = QueueBook()
         self._budgets: dict[str, Budget] = {}
@@ -459,12 +461,28 @@ class Cache:
         info = self._pods.get(key)
         return info is not None and info.state == "active" and key not in self._assumed
 
+    def sharers(self) -> list[PodInfo]:
+        """Return the pods on nodes that have parts of GPUs, assumed ones included."""
+        return [self._pods[key] for key in sorted(self._sharing)]
+
+    def idle_reservations(self) -> list[str]:
+        """Return the keys of pods that hold a GPU which nobody shares."""
+        groups = self._groups()
+        held = (self._pods[key] for key in sorted(self._reserving))
+        return [pod.key for pod in held if (pod.node, pod.reserves) not in groups]
+
+    def _groups(self) -> set[tuple[str, str]]:
+        """Return the shared GPUs that sharers name, with their nodes."""
+        sharing = (self._pods[key] for key in self._sharing)
+        return {(pod.node, group) for pod in sharing for group in pod.gpu_groups}
+
     def snapshot(self, now: float = 0.0) -> Snapshot:
         """Return the state at *now*. Cheap while nodes stay the same: two arrays are copied."""
         layout = self._laid_out()
         used, leaving = self._used.copy(), self._leaving.copy()
         self._trees.refresh(self._gang, self._waiting, self._active)
         shared = self._shared_devices(layout, used)
+        self._count_reservations(layout, used, leaving)
         used.flags.writeable = False
         leaving.flags.writeable = False
         return Snapshot(
@@ -509,6 +527,25 @@ class Cache:
             if GPU in layout.column:
                 used[row, layout.column[GPU]] += devices * WHOLE
         return tuple(found)
+
+    def _count_reservations(
+        self, layout: Layout, used: NDArray[np.int64], leaving: NDArray[np.int64]
+    ) -> None:
+        """Count a GPU once that is shared and held; one that is held for nobody is leaving."""
+        if not self._reserving:
+            return
+        groups, column = self._groups(), layout.column.get(GPU)
+        for key in sorted(self._reserving):
+            pod = self._pods[key]
+            row = layout.index.get(pod.node)
+            if row is None or pod.state == "leaving":
+                continue
+            if (pod.node, pod.reserves) not in groups:
+                leaving[row] += layout.vector(pod.shape.requests)
+                continue
+            groups.discard((pod.node, pod.reserves))
+            if column is not None:
+                used[row, column] -= min(dict(pod.shape.requests).get(GPU, 0), WHOLE)
 
     def judge(self, key: str) -> Gang | None:
         """Return the tree of the gang *key* as it stands, pending pods or not."""
@@ -642,6 +679,7 @@ class Cache:
             member.group,
             member.implied,
             devices,
+            labels.get(names.GPU_RESERVATION, ""),
         )
 
     def _shared_claims(self, pod: Pod, *, ours: bool) -> tuple[Shape, Mapping[str, str]]:
@@ -709,6 +747,8 @@ class Cache:
             self._scaled.setdefault(pod.base_gang, set()).add(pod.gang)
         if pod.state not in _HOLDING:
             return
+        if pod.reserves:
+            (self._reserving.add if sign > 0 else self._reserving.discard)(pod.key)
         if pod.shape.share is not None:
             (self._sharing.add if sign > 0 else self._sharing.discard)(pod.key)
         if pod.shape.pod_anti_affinity:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from spinney import __version__
 from spinney.api import names
 
 
@@ -52,6 +53,14 @@ class SchedulerConfig:
     gpu_order: Literal["pack", "spread"] = "pack"
     """Which GPU of a node a pod shares that needs a part: the fullest that has it, or one of its
     own while there is one."""
+    gpu_reservation: Literal["auto", "none", "device", "made-up"] = "auto"
+    """Whether a pod of its own holds each shared GPU against the device plugin, and says which it
+    is: ``device``; ``made-up``: it says what the scheduler calls it, where GPUs are none; ``auto``:
+    ``device`` in ``spinney scheduler``, ``none`` everywhere else."""
+    gpu_reservation_namespace: str = "spinney-gpu-reservation"
+    """Where these pods are; made when it is missing."""
+    gpu_reservation_image: str = f"ghcr.io/spinney-dev/spinney:{__version__}"
+    """What they run."""
     domain_steps: int = 2_000
     """Domains tried for one gang before the search with greedy filling gives up."""
     node_steps: int = 5_000

@@ -1,8 +1,8 @@
-"""Bindings that take long, because a volume has to be made first: beside the cycles.
+"""Bindings that take long, beside the cycles: a volume has to be made first, or a GPU be held.
 
 Their pods count as placed all the while, so nobody else is given their room; cycles go on for
 others. A restart forgets them: the volume claims say which node was chosen, and the pods are placed
-there again.
+there again. A GPU that is held for sharers that are placed elsewhere after it is let go.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from spinney.scheduler.verdict import Binding
 
 CONCURRENT_GANGS = 64
-"""Gangs that wait for volumes at a time; the next ones wait for one of them."""
+"""Gangs that wait at a time; the next ones wait for one of them."""
 
 
 class LateBindings:

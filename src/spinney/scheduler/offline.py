@@ -158,6 +158,9 @@ class OfflineCluster:
         for key in [key for key, pod in self._pods.items() if pod.deleting]:
             del self._pods[key]
             self.cache.remove_pod(key)
+        for key in self.cache.idle_reservations():
+            del self._pods[key]
+            self.cache.remove_pod(key)
         for eviction in self._last.evictions:
             self._come_back(eviction)
         self._allocate()

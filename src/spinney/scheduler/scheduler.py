@@ -7,7 +7,7 @@ from the API, pods that have a node are simply there, kept room is read from the
 for, and the first cycle goes on where the last one stopped.
 
 One cycle runs at a time, and it ends when its bindings are answered, but for those of gangs that
-wait for volumes (`spinney.scheduler.late_bindings`).
+wait for volumes or for a GPU that they share (`spinney.scheduler.late_bindings`).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from spinney.scheduler.cache import Cache
 from spinney.scheduler.config import SchedulerConfig
 from spinney.scheduler.cycle import CycleResult, run_cycle
 from spinney.scheduler.evictor import Evictor
+from spinney.scheduler.gpu_reserver import GpuReserver
 from spinney.scheduler.late_bindings import LateBindings
 from spinney.scheduler.nominations import recovered, wanted
 from spinney.scheduler.optional_kinds import LOOK_AGAIN_S, OptionalKinds
@@ -72,7 +73,9 @@ class Scheduler:
         self._config = config or SchedulerConfig()
         self._cache = Cache(self._config.scheduler_names, self._config.pool_label)
         self._claims = ClaimBinder(runtime.client, self._cache)
-        self._binder = Binder(runtime.client, self._cache, self._claims)
+        self._pods = runtime.informer(Pod)
+        self._gpus = GpuReserver(runtime, self._cache, self._pods, self._config)
+        self._binder = Binder(runtime.client, self._cache, self._claims, self._gpus)
         self._metrics = SchedulerMetrics(registry)
         self._memory: Memory | None = None
         """None until the first cycle."""
@@ -81,7 +84,6 @@ class Scheduler:
         """Gang whose bindings were refused to when they may be sent again, and the wait until then,
         in loop time."""
         self._due = False
-        self._pods = runtime.informer(Pod)
         self._gangs = runtime.informer(PodGang)
         self._queues = runtime.informer(Queue)
         self._evictor = Evictor(runtime.client, runtime.clock, events, self._cache, self._pods)
@@ -189,6 +191,8 @@ class Scheduler:
         self._metrics.round_seconds.observe(loop.time() - started_s)
 
     async def _perform(self, result: CycleResult, snapshot: Snapshot) -> None:
+        # Only made due here: by the time it is done all pods are assumed where they go.
+        self._gpus.compare()
         if result.bindings:
             await self._bind(result)
         unsaid = await self._reporter.nominate(wanted(result.memory, snapshot))
@@ -205,13 +209,16 @@ class Scheduler:
         bindings = self._ready(result.bindings)
         if not bindings:
             return
-        late = {binding.gang for binding in bindings if self._claims.awaits_volume(binding.pod)}
+        late = {binding.gang for binding in bindings if self._takes_long(binding)}
         for gang in sorted(late):
             self._late.put(gang, [binding for binding in bindings if binding.gang == gang])
         prompt = [binding for binding in bindings if binding.gang not in late]
         gangs = {binding.gang for binding in bindings}
         log.info("gangs placed", gangs=len(gangs), pods=len(bindings))
         self._account(gangs - late, await self._binder.bind(prompt))
+
+    def _takes_long(self, binding: Binding) -> bool:
+        return self._claims.awaits_volume(binding.pod) or self._gpus.awaited(binding)
 
     def _account(self, gangs: Set[str], report: BindReport) -> None:
         """Draw the conclusions of what became of the bindings of *gangs*."""
@@ -232,7 +239,9 @@ class Scheduler:
         found = [binding for binding in bindings if binding.gang not in waiting]
         if len(found) < len(bindings):
             self._memory = replace(self._memory, version=-1)
-            self._controller.enqueue(KEY, min(self._held_off[gang][0] for gang in waiting) - now_s)
+            left_s = min(self._held_off[gang][0] for gang in waiting) - now_s
+            # A timer may fire a little early: what is then left is too short to wait for.
+            self._controller.enqueue(KEY, max(DEBOUNCE_S, left_s))
         return found
 
     def _hold_off(self, gang: str) -> None:

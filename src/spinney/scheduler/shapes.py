@@ -132,6 +132,8 @@ class PodInfo:
     """Its gang, where only labels of pods describe it."""
     gpu_groups: tuple[str, ...] = ()
     """Which shared GPUs of its node it is on, where that is known."""
+    reserves: str = ""
+    """The shared GPU of its node that it holds for its sharers; empty for all other pods."""
 
     @property
     def rank(self) -> int:
@@ -249,19 +251,25 @@ def gpu_share(pod: Pod) -> GpuShare | None:
     return GpuShare(0, int(memory), int(devices))
 
 
+GROUPS = "spinney.dev/gpu-groups"
+"""Annotation that binding sets: the same, as the scheduler numbers them, ``0`` or ``0,1``."""
 DEVICES = "spinney.dev/gpu-devices"
-"""Annotation that binding sets: the same, as numbers of the node's GPUs, ``0`` or ``0,1``."""
+"""Annotation that binding sets: the devices that these are, in the same order.
+
+Without reservations nobody knows, and the scheduler's numbers stand for them."""
 
 
 def gpu_groups(pod: Pod) -> tuple[str, ...]:
-    """Return the shared GPUs that labels or the annotation of *pod* name."""
+    """Return the shared GPUs that labels or annotations of *pod* name."""
     prefix = f"{GPU_GROUP}/"
     single = pod.labels.get(GPU_GROUP, "")
     several = sorted(key for key in pod.labels if key.startswith(prefix))
     named = tuple(pod.labels[key] or key.removeprefix(prefix) for key in several)
     if named or single:
         return named or (single,)
-    return tuple(filter(None, pod.metadata.annotations.get(DEVICES, "").split(",")))
+    annotations = pod.metadata.annotations
+    written = annotations.get(GROUPS, "") or annotations.get(DEVICES, "")
+    return tuple(filter(None, written.split(",")))
 
 
 def _all_requests(spec: PodSpec, share: GpuShare | None, claimed: Mapping[str, int]) -> Requests:

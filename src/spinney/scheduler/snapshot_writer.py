@@ -66,7 +66,7 @@ _SPEC_FIELDS = (
     "topology_spread_constraints",
     "host_network",
 )
-_ANNOTATIONS = ("kai.scheduler/", "gpu-", "leaderworkerset.sh/")
+_ANNOTATIONS = ("kai.scheduler/", "gpu-", "spinney.dev/gpu-", "leaderworkerset.sh/")
 _PLAIN = ("cpu", "memory", GPU, PODS)
 
 
