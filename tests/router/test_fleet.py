@@ -12,7 +12,7 @@ from tests.router.test_pair_choice import Simple
 from tests.router.test_picker import worker
 
 from spinney.router.costs import TABLE_CELLS, ModelCosts, TokenCosts
-from spinney.router.fleet import Fleet, Fleets
+from spinney.router.fleet import MARKED, Fleet, Fleets
 from spinney.router.picker import IDLE, Ask, Choice, Load, Policy, View, pick
 from spinney.router.workers import Role
 
@@ -114,6 +114,24 @@ def test_loads_that_change_are_as_loads_that_were_there(question, changes):
     fast = fleet.pick(asked, seen.avoided, random.Random(1))
 
     assert told(fast) == told(pick(asked, replace(seen, loads=loads), policy, random.Random(1)))
+
+
+HITS = st.lists(st.tuples(st.integers(0, 14), st.integers(0, 3) | COUNTS), max_size=8)
+
+
+@given(questions(), st.lists(HITS, min_size=2, max_size=4), st.sampled_from([50, MARKED]))
+def test_what_was_asked_before_changes_no_choice(question, asked_for, more_tokens):
+    seen, asked, policy = question
+    fleet = Fleet(seen.roster("m"), seen.loads, policy)
+    names = [*(each.name for each in seen.workers), "gone"]
+    for hits in asked_for:
+        for longer in (0, more_tokens):  # The same workers in the same order, with other counts.
+            cached = {names[at % len(names)]: count + longer for at, count in hits}
+            ask = replace(asked, prompt_tokens=asked.prompt_tokens + longer, cached=cached)
+
+            fast = fleet.pick(ask, seen.avoided, random.Random(1))
+
+            assert told(fast) == told(pick(ask, seen, policy, random.Random(1)))
 
 
 def test_a_worker_of_unknown_place_is_not_taken_for_a_far_one():

@@ -52,7 +52,7 @@ class Costs(Protocol):
         ...
 
     def prefill_all(self, tokens: int, cached: Ints) -> Floats:
-        """Return `prefill` for many workers at once."""
+        """Return `prefill` for many workers at once; every element of *cached* may cost a call."""
         ...
 
     def queued(self, tokens: int) -> float:
@@ -75,7 +75,7 @@ class Costs(Protocol):
         ...
 
     def transfer_all(self, tokens: Ints, distance: Distance | None) -> Floats:
-        """Return `transfer` for many workers at once."""
+        """Return `transfer` for many workers at once; every element of *tokens* may cost a call."""
         ...
 
     def stall(self, sequences: int, prefill: float) -> float:
@@ -176,7 +176,8 @@ class ModelCosts:
         self._queue_ms_per_token = 1000 * model.prefill_s(model.chunk_tokens) / model.chunk_tokens
         self._prefills: dict[tuple[int, int], float] = {}
         self._decodes: dict[tuple[int, int], float] = {}
-        self._transfers: dict[tuple[int, Distance], float] = {}
+        self._transfers: tuple[dict[int, float], ...] = tuple({} for _ in Distance)
+        """By distance, then by tokens: the hash of an enum's member takes longer than the rest."""
         self._table: Floats = np.full((1, 1), np.nan)
         """The same by position, as far as `TABLE_CELLS` allows; NaN is not asked yet."""
 
@@ -202,8 +203,7 @@ class ModelCosts:
 
     def prefill_all(self, tokens: int, cached: Ints) -> Floats:
         """See `Costs`."""
-        values, which = np.unique(cached, return_inverse=True)
-        return np.array([self.prefill(tokens, each) for each in values.tolist()])[which]
+        return np.array([self.prefill(tokens, each) for each in cached.tolist()], np.float64)
 
     def queued(self, tokens: int) -> float:
         """See `Costs`."""
@@ -250,19 +250,19 @@ class ModelCosts:
 
     def transfer(self, tokens: int, distance: Distance | None) -> float:
         """See `Costs`: an unknown distance is as far as any."""
-        key = (tokens, Distance.FAR if distance is None else distance)
-        found = self._transfers.get(key)
+        far = Distance.FAR if distance is None else distance
+        known = self._transfers[far]
+        found = known.get(tokens)
         if found is None:
-            if len(self._transfers) >= REMEMBERED:
-                self._transfers.clear()
-            moved = self._model.transfer_s(self._model.kv_bytes(tokens), key[1])
-            found = self._transfers[key] = 1000 * moved
+            if len(known) >= REMEMBERED:
+                known.clear()
+            moved = self._model.transfer_s(self._model.kv_bytes(tokens), far)
+            found = known[tokens] = 1000 * moved
         return found
 
     def transfer_all(self, tokens: Ints, distance: Distance | None) -> Floats:
         """See `Costs`."""
-        values, which = np.unique(tokens, return_inverse=True)
-        return np.array([self.transfer(each, distance) for each in values.tolist()])[which]
+        return np.array([self.transfer(each, distance) for each in tokens.tolist()], np.float64)
 
     def stall(self, sequences: int, prefill: float) -> float:
         """See `Costs`."""

@@ -34,7 +34,7 @@ from spinney.router.picker import (
 from spinney.router.workers import Role, Stage, Worker, may_pair
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from random import Random
 
     from numpy.typing import NDArray
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 LEVELS = 3
 """Host, rack and zone."""
+MARKED = 1 << 17
+"""Numbers below this one are told apart by marking them, larger ones by sorting them."""
 
 
 class Fleet:
@@ -68,6 +70,18 @@ class Fleet:
         self.serves_whole = np.array([w.role is Role.BOTH for w in roster.decoders], bool)
         self.places = _Places(self.workers, self.split)
         self.pairs = _Revisions(roster.prefillers, roster.decoders)
+        self._named: tuple[list[str], Ints] = ([], np.zeros(0, np.int64))
+
+    def where(self, names: list[str]) -> Ints:
+        """Return the numbers of the workers of these *names*, -1 for others.
+
+        A beginning that many prompts share is found with the same workers in the same order each
+        time: comparing names that are the same objects takes less time than looking them up.
+        """
+        if names != self._named[0]:
+            where = np.fromiter(map(self.at.get, names, repeat(-1)), np.int64, len(names))
+            self._named = (names, where)
+        return self._named[1]
 
     def note(self, name: str, load: Load) -> None:
         """Take in what a worker has to do now."""
@@ -161,11 +175,12 @@ class _Look:
         self.last_resort = False
         self._filter(avoided)
         self.hits, self.cached = self._beginnings()
-        self.prefill_costs = np.full(
-            len(fleet.workers), float(self.costs.prefill(ask.prompt_tokens, 0))
+        self.lengths, self.length = _distinct(self.cached)
+        """The values in `cached`, and which of them each is: a cost is asked once for each."""
+        self.prefill_costs = self._by_beginning(
+            float(self.costs.prefill(ask.prompt_tokens, 0)),
+            lambda lengths: self.costs.prefill_all(ask.prompt_tokens, lengths),
         )
-        if len(self.hits):
-            self.prefill_costs[self.hits] = self.costs.prefill_all(ask.prompt_tokens, self.cached)
         split = fleet.split
         self.queue = fleet.queued[split:]
         self.decode = np.asarray(
@@ -211,7 +226,7 @@ class _Look:
     def _beginnings(self) -> tuple[Ints, Ints]:
         """Return who has a part of the prompt, and how many tokens of it as far as believed."""
         found = self.ask.cached
-        where = np.fromiter(map(self.fleet.at.get, found, repeat(-1)), np.int64, len(found))
+        where = self.fleet.where(list(found))
         counts = np.fromiter(found.values(), np.int64, len(found))
         weight = self.fleet.policy.prefix_weight
         if weight != 1.0:
@@ -219,6 +234,13 @@ class _Look:
         counts = np.minimum(counts, self.ask.prompt_tokens)
         known = (where >= 0) & (counts > 0)
         return (where, counts) if known.all() else (where[known], counts[known])
+
+    def _by_beginning(self, without: float, costs: Callable[[Ints], Floats]) -> Floats:
+        """Return for each worker what *costs* says of its part of the prompt, or *without* one."""
+        found = np.full(len(self.fleet.workers), without)
+        if len(self.hits):
+            found[self.hits] = costs(self.lengths)[self.length]
+        return found
 
     def _prefilling(self) -> Floats:
         """Return what it costs each prefill worker to compute the prompt for another."""
@@ -235,13 +257,10 @@ class _Look:
 
     def _moving(self, far: Distance | None) -> Floats:
         """Return what it costs to move the KV of the prompt to each decode worker, over *far*."""
-        tokens, split = self.ask.prompt_tokens, self.fleet.split
-        costs = np.full(len(self.queue), float(self.costs.transfer(tokens, far)))
-        hits = self.hits >= split
-        if hits.any():
-            uncached = tokens - self.cached[hits]
-            costs[self.hits[hits] - split] = self.costs.transfer_all(uncached, far)
-        return costs
+        return self._by_beginning(
+            float(self.costs.transfer(self.ask.prompt_tokens, far)),
+            lambda lengths: self.costs.transfer_all(self.ask.prompt_tokens - lengths, far),
+        )[self.fleet.split :]
 
     def _uncached(self) -> Ints:
         """Return the prompt tokens that each decode worker would have to compute."""
@@ -496,6 +515,19 @@ class Fleets:
         """Take in what a worker has to do now."""
         for fleet in self._fleets.values():
             fleet.note(name, load)
+
+
+def _distinct(numbers: Ints) -> tuple[Ints, Ints]:
+    """Return the values in *numbers*, none of them negative, and which of these each is."""
+    most = int(numbers.max(initial=-1))
+    if most >= MARKED:
+        return np.unique(numbers, return_inverse=True)
+    marked = np.zeros(most + 1, bool)
+    marked[numbers] = True
+    values = np.flatnonzero(marked)
+    at = np.empty(most + 1, np.int64)
+    at[values] = np.arange(len(values))
+    return values, at[numbers]
 
 
 def _leave_out(costs: Floats, left: Bools | None) -> Floats:
