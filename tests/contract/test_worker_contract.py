@@ -237,6 +237,25 @@ def test_both_workers_can_be_called_at_once(pair: Pair) -> None:
     pair.decode.wait_idle()
 
 
+@pytest.mark.parametrize("told", [1, 7, 16])
+def test_an_answer_that_was_begun_is_handed_over_with_its_tokens(pair: Pair, told: int) -> None:
+    if pair.kind.name == "vllm":
+        pytest.skip("vLLM answers from the beginning")
+    text = prompt(300 + told, 90)
+    ids = tokens(pair.prefill.complete(text, 24, ignore_eos=True))
+    begun = {"ignore_eos": True, "resume_token_ids": ids[:told]}
+    first = pair.prefill.complete(text, 1, kv_transfer_params=REMOTE_DECODE, **begun)
+    ticket = first["kv_transfer_params"]
+    assert ticket["remote_num_tokens"] == len(text) + told
+    answer = pair.decode.complete(text, 24, kv_transfer_params=ticket, **begun)
+    assert tokens(answer) == ids[told:]
+    assert answer["kv_transfer_params"]["outcome"] == "pulled"
+    assert answer["usage"]["prompt_tokens"] == 90
+    assert answer["usage"]["completion_tokens"] == 24
+    pair.prefill.wait_idle()
+    pair.decode.wait_idle()
+
+
 BROKEN = {
     "used": "handle_used",
     "unknown": "unknown_handle",

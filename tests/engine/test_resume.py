@@ -68,16 +68,124 @@ def test_a_stop_string_that_began_at_the_other_worker_is_found(start_engine: Any
     asyncio.run(main())
 
 
+PROMPT = [(7 * at) % 400 + 20 for at in range(61)]
+
+
+def meeting(prefill: Any, room: int) -> dict[str, Any]:
+    port = prefill.engine.transfer.port
+    return {"bootstrap_host": "127.0.0.1", "bootstrap_port": port, "bootstrap_room": room}
+
+
+@pytest.mark.parametrize("by", ["ticket", "room"])
+@pytest.mark.parametrize("way", WAYS)
+def test_what_another_worker_began_is_handed_over_with_its_tokens(
+    start_engine: Any, way: str, by: str
+):
+    async def main() -> None:
+        async with (
+            start_engine() as whole,
+            start_engine(role="prefill") as prefill,
+            start_engine(role="decode") as decode,
+        ):
+            body = WAYS[way] | {"max_tokens": 30, "logprobs": 2, "min_tokens": 20}
+            expected = await whole.complete(PROMPT, **body)
+            ids = expected["choices"][0]["token_ids"]
+            for told in (1, 2, 3, 4, 12, 29):
+                more = body | {"resume_token_ids": ids[:told]}
+                if by == "room":
+                    more |= meeting(prefill, 1000 + told)
+                    answer, other = await asyncio.gather(
+                        decode.complete(PROMPT, **more), prefill.complete(PROMPT, **more)
+                    )
+                    assert len(other["choices"][0]["token_ids"]) == 1
+                else:
+                    asked = {key: more[key] for key in more if key != "max_tokens"}
+                    ticket = await prefill.prefill(PROMPT, **asked | {"min_tokens": 1})
+                    assert ticket["remote_num_tokens"] == len(PROMPT) + told
+                    answer = await decode.complete(PROMPT, **more, kv_transfer_params=ticket)
+                assert answer["choices"][0]["token_ids"] == ids[told:]
+                assert answer["choices"][0]["finish_reason"] == "length"
+                logprobs = expected["choices"][0]["logprobs"]["token_logprobs"][told:]
+                found = answer["choices"][0]["logprobs"]["token_logprobs"]
+                assert found == pytest.approx(logprobs, abs=1e-3)
+                usage = answer["usage"]
+                assert (usage["prompt_tokens"], usage["completion_tokens"]) == (61, 30)
+                handover = answer["kv_transfer_params"]
+                # A reader that has all but a block may say so before there is anything in the room.
+                early = by == "room" and handover["failure"] == "lease_released"
+                assert handover["outcome"] in ("pulled", "cached") or early
+                assert handover["blocks_pulled"] == (8 if told == 1 else handover["blocks_pulled"])
+            assert len(prefill.core.leases) == 0
+            for engine in (prefill, decode):
+                engine.core.check()
+                assert engine.core.pool.held == 0
+
+    asyncio.run(main())
+
+
+def test_what_the_decode_side_has_of_the_resumed_tokens_is_not_pulled(start_engine: Any):
+    async def main() -> None:
+        async with (
+            start_engine(role="prefill") as prefill,
+            start_engine(role="decode") as decode,
+        ):
+            body = WAYS["greedy"]
+            whole = await decode.complete(PROMPT, max_tokens=60, **body)
+            ids = whole["choices"][0]["token_ids"]
+            more = body | {"resume_token_ids": ids[:50]}
+            ticket = await prefill.prefill(PROMPT, **more)
+            answer = await decode.complete(PROMPT, max_tokens=60, **more, kv_transfer_params=ticket)
+            assert answer["choices"][0]["token_ids"] == ids[50:]
+            assert answer["kv_transfer_params"]["outcome"] == "cached"
+            assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == len(PROMPT)
+            assert len(prefill.core.leases) == 0
+
+    asyncio.run(main())
+
+
+def test_a_ticket_for_the_prompt_alone_is_not_taken_for_more(start_engine: Any):
+    async def main() -> None:
+        async with (
+            start_engine(role="prefill") as prefill,
+            start_engine(role="decode") as decode,
+        ):
+            body = WAYS["greedy"] | {"max_tokens": 12}
+            ids = (await prefill.complete(PROMPT, **body))["choices"][0]["token_ids"]
+            ticket = await prefill.prefill(PROMPT)
+            more = body | {"resume_token_ids": ids[:5]}
+            answer = await decode.complete(PROMPT, **more, kv_transfer_params=ticket)
+            assert answer["choices"][0]["token_ids"] == ids[5:]
+            assert answer["kv_transfer_params"]["failure"] == "prompt_mismatch"
+            prefill.service.release(ticket["remote_request_id"])
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("told", [[30] * 12, [-1], [10**30]])
+def test_a_resumed_hand_over_that_is_refused_is_a_bad_request(start_engine: Any, told: list[int]):
+    async def main() -> None:
+        async with (
+            start_engine(role="prefill") as prefill,
+            start_engine(role="decode") as decode,
+        ):
+            leased = {"resume_token_ids": told} if told[0] == 30 else {}
+            ticket = await prefill.prefill(PROMPT, **leased)
+            body = {"prompt": PROMPT, "max_tokens": 12, "kv_transfer_params": ticket}
+            answer = await decode.post("/v1/completions", body | {"resume_token_ids": told})
+            assert answer.status == 400
+            if leased:
+                await decode.until(lambda: len(prefill.core.leases) == 0)
+            prefill.service.release(ticket["remote_request_id"])
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     "more",
     [
         pytest.param({"resume_token_ids": [1] * 12}, id="nothing is left"),
         pytest.param({"resume_token_ids": [-1]}, id="no tokens"),
         pytest.param({"resume_token_ids": [1], "n": 2}, id="several choices"),
-        pytest.param(
-            {"resume_token_ids": [1], "kv_transfer_params": {"do_remote_decode": True}},
-            id="a hand-over",
-        ),
     ],
 )
 def test_what_cannot_be_resumed_is_refused(start_engine: Any, more: dict[str, Any]):

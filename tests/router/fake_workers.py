@@ -238,7 +238,7 @@ class FakeWorker:
             return
         self.handles += 1
         handle = f"{self.name}/{self.handles}"
-        self.fabric.blocks[handle] = words(seen.body, 1)[0]
+        self.fabric.blocks[handle] = self._known(seen)
         params = {"do_remote_prefill": True, "remote_request_id": handle}
         answer = {"id": "x", "kv_transfer_params": None if fault == "no-handle" else params}
         if self.cached_part is not None:
@@ -250,10 +250,15 @@ class FakeWorker:
         handle = params["remote_request_id"]
         first = self.fabric.blocks.pop(handle, None)
         self.fabric.fetched.append(handle)
-        if first != words(seen.body, 1)[0]:
+        if first != self._known(seen):
             self.fabric.wrong.append(handle)
             return False
         return True
+
+    def _known(self, seen: Seen) -> str:
+        """Return what stands for the tokens whose KV a hand-over is for."""
+        told = seen.body.get("resume_token_ids") if self.resumes else None
+        return f"{words(seen.body, 1)[0]} {told or []}"
 
     async def _whole(self, seen: Seen, send: Any) -> None:
         said = words(seen.body)

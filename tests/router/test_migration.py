@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.router.fake_workers import fleet, until, words
 
 from spinney.router.migration import FOLD_BYTES, DivergedError, Journal, payloads
+from spinney.router.picker import Policy
 
 PATHS = ["/v1/completions", "/v1/chat/completions"]
 ASKED = {"max_tokens": 6, "stream": True, "stream_options": {"include_usage": True}}
@@ -47,8 +48,8 @@ def set_all(workers, **fields):
 @pytest.mark.parametrize("fault", MIDDLE)
 def test_a_stream_that_breaks_goes_on_at_another_worker(kind, path, fault):
     async def main():
-        async with fleet("p d d", idle_stream_deadline_s=0.1) as world:
-            set_all(world.decode, **KINDS[kind])
+        async with fleet("p d d", idle_stream_deadline_s=0.1, prefill_deadline_s=5.0) as world:
+            set_all(world.workers.values(), **KINDS[kind])
             whole, _ = await served(world, path)
             left = {"faults": 1}
 
@@ -73,8 +74,68 @@ def test_a_stream_that_breaks_goes_on_at_another_worker(kind, path, fault):
                 (last,) = [seen for w in world.decode for seen in w.seen if seen.id == "r.2"]
                 resumed = last.body.get("resume_token_ids")
                 assert resumed == (None if kind == "plain" else [100, 101])
-                assert "kv_transfer_params" not in last.body
+                assert "kv_transfer_params" in last.body
+                (again,) = [seen for seen in world.prefill[0].seen if seen.id == "r.2"]
+                assert again.body.get("resume_token_ids") == resumed
+                assert again.body["max_tokens"] == 1
+                (step,) = [each for each in story["steps"] if each["what"] == "migrated"]
+                by = step["fields"]
+                assert (by["mode"], by["prefill_worker"]) == ("disaggregated", "p0")
+                assert not world.fabric.blocks
+                assert not world.fabric.wrong
             assert world.idle()
+
+    asyncio.run(main())
+
+
+def test_a_worker_that_refuses_to_fetch_what_was_sent_is_not_asked_for_that_again():
+    async def main():
+        async with fleet("p d d d") as world:
+            set_all(world.decode, fault="die-mid-stream", faults_left=1)
+            broken = []
+
+            def fault_of(worker):
+                def take():
+                    body = worker.seen[-1].body
+                    if "resume_token_ids" in body:
+                        return 400 if "kv_transfer_params" in body else ""
+                    broken.append(worker.name)
+                    return "die-mid-stream"
+
+                return take
+
+            for worker in world.decode:
+                worker._take_fault = fault_of(worker)
+            said, story = await served(world, PATHS[0])
+            assert said.text == "".join(words(BODIES[PATHS[0]]))
+            assert len(broken) == 1
+            (step,) = [each for each in story["steps"] if each["what"] == "migrated"]
+            assert step["fields"]["mode"] == "local-prefill"
+            assert story["migrations"] == 2
+            assert world.idle()
+
+    asyncio.run(main())
+
+
+def test_whether_a_migrated_prompt_is_handed_over_is_decided_by_what_was_sent_too():
+    async def main():
+        prompt = BODIES[PATHS[0]] | {"prompt": list(range(10))}
+        for below, mode in ((12, "disaggregated"), (13, "local-prefill")):
+            policy = Policy(local_prefill_below_tokens=below)
+            async with fleet("p d d d d", policy=policy) as world:
+                left = {"faults": 1}
+
+                def take(left=left):
+                    left["faults"] -= 1
+                    return "die-mid-stream" if left["faults"] >= 0 else ""
+
+                for worker in world.decode:
+                    worker._take_fault = take
+                said = await world.ask(prompt, headers={"x-request-id": "r"})
+                assert said.mode == "local-prefill"
+                story = (await world.get("/debug/requests/r")).json
+                (step,) = [each for each in story["steps"] if each["what"] == "migrated"]
+                assert step["fields"]["mode"] == mode
 
     asyncio.run(main())
 

@@ -11,6 +11,7 @@ import sys
 import aiohttp
 import pytest
 from tests.router.fake_workers import lower
+from tests.router.real_stack import real_stack
 
 ASKED = {
     "model": "demo",
@@ -80,6 +81,71 @@ def test_an_answer_survives_the_death_of_its_worker():
             assert whole[1] == "length"
 
     asyncio.run(main())
+
+
+LONG = {
+    "prompt": [(11 * at) % 1500 + 300 for at in range(900)],
+    "max_tokens": 120,
+    "temperature": 0,
+    "frequency_penalty": 0.5,
+    "ignore_eos": True,
+    "stream": True,
+    "return_token_ids": True,
+    "stream_options": {"include_usage": True},
+}
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(("kind", "flags"), [("mock", ("--speed-up", "0.5")), ("engine", ())])
+def test_what_was_sent_is_prefilled_elsewhere_when_a_worker_dies(kind, flags, tmp_path):
+    async def main():
+        async with real_stack(tmp_path, "p d d", kind=kind, flags=flags) as stack:
+            found, story = await begun(stack)
+            # Asked of the worker that handed over: it finished no answer before.
+            body = {key: LONG[key] for key in LONG if not key.startswith("stream")}
+            url = stack.programs["p0"].url + "/v1/completions"
+            async with stack.session.post(url, json=body) as response:
+                answer = await response.json()
+            (choice,), counts = answer["choices"], answer["usage"]
+            whole = choice["token_ids"], choice["text"], counts["prompt_tokens"]
+            assert found == (*whole, counts["completion_tokens"])
+            assert len(whole[0]) == 120
+            (step,) = [each for each in story["steps"] if each["what"] == "migrated"]
+            by = step["fields"]
+            assert (by["resumed"], by["mode"], by["prefill_worker"]) == (
+                True,
+                "disaggregated",
+                "p0",
+            )
+            (report,) = [each for each in story["steps"] if each["what"] == "handed over"]
+            assert report["fields"]["report"]["outcome"] == "pulled"
+            samples = await stack.samples()
+            assert samples['spinney_router_migrations_total{outcome="resumed"}'] == 1
+            assert samples['spinney_router_handovers_total{outcome="offered"}'] == 2
+
+    asyncio.run(main())
+
+
+async def begun(stack):
+    """Return token ids, text and counts of an answer whose worker is killed, and its story."""
+    events, ident, kill = [], "begun", True
+    url, body = stack.url + "/v1/completions", LONG | {"model": "demo"}
+    async with stack.session.post(url, json=body, headers={"x-request-id": ident}) as response:
+        name = lower(response.headers)["x-spinney-decode-worker"]
+        async for line in response.content:
+            if line.startswith(b"data: "):
+                events.append(line[6:].strip())
+            if kill and len(events) == 5:
+                stack.programs[name].process.kill()
+                kill = False
+    assert events.pop() == b"[DONE]"
+    read = [json.loads(event) for event in events]
+    choices = [choice for event in read for choice in event["choices"]]
+    ids = [token for choice in choices for token in choice.get("token_ids") or []]
+    text = "".join(choice["text"] for choice in choices)
+    counts = read[-1]["usage"]["prompt_tokens"], read[-1]["usage"]["completion_tokens"]
+    async with stack.session.get(f"{stack.url}/debug/requests/{ident}") as response:
+        return (ids, text, *counts), await response.json()
 
 
 async def streamed(session, url, victims):

@@ -195,7 +195,7 @@ class EngineCore:
         """The KV that *sequence* lacked is in its blocks, or it was cached here: decode it."""
         if handover.outcome is Outcome.PULLED:
             # The last token is computed here in any case: its logits give the first output.
-            sequence.num_computed = len(sequence.prompt) - 1
+            sequence.num_computed = len(sequence.request.known) - 1
             sequence.pulled_tokens = len(sequence.prompt) - sequence.cached_tokens
         self._pull_over(sequence, handover)
 
@@ -470,14 +470,15 @@ class EngineCore:
         return checked.text + sequence.stops.flush(), stop
 
     def _leased(self, sequence: Sequence, reason: FinishReason) -> Lease | None:
-        """Keep the prompt's blocks for a reader, if that was asked for and they are computed."""
+        """Keep the blocks of what was known for a reader, if asked to and they are computed."""
         if not sequence.request.lease_prompt or reason not in (
             FinishReason.STOP,
             FinishReason.LENGTH,
         ):
             return None
         self._register_full_blocks(sequence)
-        count = -(-len(sequence.prompt) // self.block_size)
+        known = sequence.request.known
+        count = -(-len(known) // self.block_size)
         kept, sequence.blocks = sequence.blocks[:count], sequence.blocks[count:]
         handle, deadline_s = self._lease_terms()
         handle = sequence.request.lease_as or handle
@@ -485,9 +486,7 @@ class EngineCore:
             # Its reader has declined it already.
             sequence.blocks = kept + sequence.blocks
             return None
-        lease = Lease(
-            handle, tuple(kept), prompt_digest(sequence.prompt), len(sequence.prompt), deadline_s
-        )
+        lease = Lease(handle, tuple(kept), prompt_digest(known), len(known), deadline_s)
         self.leases.grant(lease)
         return lease
 

@@ -286,21 +286,21 @@ def check_tokens(tokens: list[int], limits: Limits) -> None:
 
 
 def resumed_tokens(
-    request: GenerationRequest, prompt: list[int], choices: int, length: int, limits: Limits
+    request: GenerationRequest, prompt: list[int], choices: int, length: int | None, limits: Limits
 ) -> tuple[int, ...]:
-    """Return the output tokens that another worker told; raise ApiError if none can follow."""
+    """Return the output tokens that another worker told; raise ApiError if none can follow.
+
+    *length* is None where the answer is another worker's to give.
+    """
     told = request.resume_token_ids or []
     if not told:
         return ()
-    params = request.kv_transfer_params
-    if choices != 1 or (params and (params.do_remote_decode or params.do_remote_prefill)):
+    if choices != 1:
         raise ApiError(
-            400,
-            "resume_token_ids goes with one prompt, n=1 and no kv_transfer_params",
-            param="resume_token_ids",
+            400, "resume_token_ids goes with one prompt and n=1", param="resume_token_ids"
         )
     check_tokens([*prompt, *told], limits)
-    if len(told) >= length:
+    if length is not None and len(told) >= length:
         raise ApiError(
             400,
             f"resume_token_ids has {len(told)} tokens and max_tokens is {length}: none is left",

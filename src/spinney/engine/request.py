@@ -88,7 +88,7 @@ class RemotePrefill:
 class GenerateRequest:
     """One prompt to continue.
 
-    *lease_prompt* keeps the prompt's KV for a decode worker after the end. *follows* names a
+    *lease_prompt* keeps the KV of `known` for a decode worker after the end. *follows* names a
     request of the same prompt whose prefill this one waits for, to find its blocks in the cache.
     """
 
@@ -102,6 +102,11 @@ class GenerateRequest:
     """Output tokens that another worker has told already: they count as output, untold here."""
     lease_as: Handle | None = None
     """The handle under which the KV is kept, where it was agreed on beforehand."""
+
+    @property
+    def known(self) -> tuple[int, ...]:
+        """The tokens that were there at arrival: what a hand-over hands over."""
+        return self.prompt + self.resumed
 
 
 @dataclass(frozen=True, slots=True)

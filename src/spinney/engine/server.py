@@ -294,14 +294,16 @@ class EngineApp:
         try:
             yield
         except (ApiError, QueueFullError, DrainingError):
-            with contextlib.suppress(ApiError):
+            # Token ids that are too small or large have no digest, and nobody leases them.
+            with contextlib.suppress(ApiError, OverflowError):
                 await self._call_off(request, prompts)
             raise
 
     async def _call_off(self, request: GenerationRequest, prompts: list[list[int]]) -> None:
         transfer = self._transfer(request, len(prompts) * (request.n or 1))
         if transfer.remote is not None:
-            await self._service.decline(transfer.remote, prompts[0])
+            known = [*prompts[0], *(request.resume_token_ids or ())]
+            await self._service.decline(transfer.remote, known)
         if transfer.lease_as is not None:
             self._service.give_up(transfer.lease_as)
 
@@ -346,11 +348,15 @@ class EngineApp:
         for prompt in prompts:
             protocol.check_tokens(prompt, self._model.limits)
             length = protocol.output_tokens(*tokens, len(prompt), self._model.limits)
-            if transfer.lease_as is not None:
-                length = 1  # The other worker gives the answer, and got the same request.
             resumed = protocol.resumed_tokens(
-                request, prompt, len(prompts) * choices, length, self._model.limits
+                request,
+                prompt,
+                len(prompts) * choices,
+                None if transfer.lease else length,
+                self._model.limits,
             )
+            if transfer.lease and (resumed or transfer.lease_as is not None):
+                length = len(resumed) + 1  # The other worker gives the answer.
             params = protocol.sampling_params(request, length, logprobs, self._model.limits)
             first = GenerateRequest(
                 f"{call_id}-{len(requests)}-{self._ids.suffix()}",

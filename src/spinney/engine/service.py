@@ -153,12 +153,12 @@ class EngineService:
         """Note that there will be no KV for *handle*, which was agreed on beforehand."""
         self.rooms.settled(handle)
 
-    async def decline(self, remote: RemotePrefill, prompt: Items[int]) -> None:
-        """End the lease of a hand-over whose request is refused here.
+    async def decline(self, remote: RemotePrefill, known: Items[int]) -> None:
+        """End the lease on *known* tokens of a hand-over whose request is refused here.
 
         Best effort: a worker that does not answer within `DECLINE_S` keeps it until its deadline.
         """
-        request = PullRequest(remote.handle, self._layout, prompt_digest(prompt), Span(0, 0))
+        request = PullRequest(remote.handle, self._layout, prompt_digest(known), Span(0, 0))
         with contextlib.suppress(HandoverError, TimeoutError):
             async with asyncio.timeout(DECLINE_S):
                 async with self._connector.pull(remote.host, remote.port, request):
@@ -329,15 +329,16 @@ class EngineService:
             self._core.pull_arrived(sequence, handover)
 
     async def _fetch(self, sequence: Sequence, remote: RemotePrefill, started: float) -> Handover:
-        size, have = self._core.block_size, sequence.cached_tokens // self._core.block_size
-        total = -(-len(sequence.prompt) // size)
-        cached = len(sequence.prompt) - sequence.cached_tokens <= size
+        known, size = sequence.request.known, self._core.block_size
+        have = sequence.num_computed // size
+        total = -(-len(known) // size)
+        cached = len(known) - sequence.num_computed <= size
         count = 0 if cached else total - have
-        span = Span(0, 0) if cached else Span(have * size, len(sequence.prompt))
+        span = Span(0, 0) if cached else Span(have * size, len(known))
         request = PullRequest(
             remote.handle,
             self._layout,
-            prompt_digest(sequence.prompt),
+            prompt_digest(known),
             span,
             PATIENCE_S if remote.patient else None,
         )

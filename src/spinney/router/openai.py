@@ -203,7 +203,10 @@ def _without_kv(body: bytes) -> bytes:
 
 
 def prefill_body(body: bytes) -> bytes:
-    """Return the request that has a prefill worker compute the prompt and keep its KV blocks."""
+    """Return the request that has a prefill worker compute the prompt and keep its KV blocks.
+
+    Tokens that *body* resumes from are computed with it.
+    """
     members: dict[str, Any] = dict(_members.decode(body))
     members.pop("stream_options", None)
     members |= {"stream": False, "max_tokens": 1, "max_completion_tokens": 1, _KV: _WANTED}

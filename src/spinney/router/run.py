@@ -12,7 +12,7 @@ from spinney.router.picker import Ask, Choice, Mode
 from spinney.router.request_trace import RequestTrace
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import msgspec
 
@@ -73,18 +73,43 @@ class Run:
     desperate: bool = False
     """Whether that worker failed lately, and there is none that did not."""
     local: bool = False
+    resumes_locally: bool = False
+    """Whether a worker refused the hand-over of a stream that goes on."""
     journal: Journal | None = None
     """What the client has of its stream, for another worker to go on from."""
     migrations: int = 0
+    told: Sequence[int] = ()
+    """Output tokens that the client has and the next worker goes on from."""
+    answering: bool = False
+    """Whether the worker of this attempt has begun to answer."""
+    estimated: openai.Inbound | None = None
+    """What came, with its length as estimated before it was tokenised."""
     expected: float = 0.0
     """What the first token was thought to cost, at `chosen_s`."""
     chosen_s: float = 0.0
+
+    @property
+    def known_tokens(self) -> int:
+        """What has to be computed before the next token: the prompt, and what was sent."""
+        return self.inbound.prompt_tokens + len(self.told)
+
+    @property
+    def body(self) -> bytes:
+        """What came, to be gone on with from what was sent."""
+        return openai.resume_body(self.inbound.body, self.told) if self.told else self.inbound.body
+
+    def break_point(self) -> Sequence[int]:
+        """Return the output tokens that another worker can go on from; none, if from the start."""
+        if self.journal is None or not self.reply.started:
+            return ()
+        self.journal.read()
+        return () if self.journal.finished else self.journal.tokens[:]
 
     def ask(self) -> Ask:
         """Return what the picker has to know."""
         return Ask(
             model=self.inbound.model,
-            prompt_tokens=self.inbound.prompt_tokens,
+            prompt_tokens=self.known_tokens,
             cached=self.cached,
             splittable=self.inbound.splittable,
             tried_prefill=frozenset(self.tried_prefill),

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from spinney.router.choosing import Chooser
     from spinney.router.limits import Limits
     from spinney.router.metrics import ModelFigures, RouterMetrics
+    from spinney.router.openai import Inbound
     from spinney.router.prompt_tokens import PromptTokenizer
     from spinney.router.stories import Stories
     from spinney.router.table import WorkerTable
@@ -179,7 +180,10 @@ class Serving:
         self._metrics.prompt_tokens.inc(run.inbound.prompt_tokens)
         while True:
             run.attempt += 1
-            run.local = self._is_last(run) or run.reply.started
+            run.local = run.resumes_locally or self._is_last(run)
+            run.answering = False
+            if run.reply.started:
+                await self._measure_again(run)
             with run.trace.picking() as pick:
                 chosen = await self._chooser.choose(
                     run.ask(), most_s=self._patience_s(run), patient=run.attempt > 1
@@ -207,6 +211,8 @@ class Serving:
 
     def _is_last(self, run: Run) -> bool:
         limits = self._limits
+        if run.reply.started and run.migrations >= limits.max_migrations:
+            return True
         return run.attempt > 1 and (
             run.counted + 1 >= limits.max_attempts or run.attempt >= limits.max_tries
         )
@@ -220,13 +226,27 @@ class Serving:
     async def _measure(self, run: Run) -> None:
         """Find how long the prompt is, and who has computed how much of it before."""
         inbound = run.inbound
-        tokenizer = self._tokenizers.get(inbound.model) or self._tokenizers.get("")
-        tokens = await prompt_tokens(inbound, tokenizer)
+        tokens = await self._tokens(inbound)
         run.found = self._cache.found(inbound, tokens, _now())
         run.cached = self._cache.believed(run.found)
         if tokens:
+            run.estimated = inbound
             run.inbound = replace(inbound, prompt_tokens=len(tokens))
             run.story.prompt_tokens = len(tokens)
+
+    async def _measure_again(self, run: Run) -> None:
+        """Find the same of the prompt and what was sent of the answer, which count alike now."""
+        run.told = run.break_point()
+        tokens = await self._tokens(run.inbound)
+        inbound = run.estimated or run.inbound
+        known = None if tokens is None else [*tokens, *run.told]
+        inbound = replace(inbound, prompt_tokens=inbound.prompt_tokens + len(run.told))
+        run.found = self._cache.found(inbound, known, _now())
+        run.cached = self._cache.believed(run.found)
+
+    async def _tokens(self, inbound: Inbound) -> list[int] | None:
+        tokenizer = self._tokenizers.get(inbound.model) or self._tokenizers.get("")
+        return await prompt_tokens(inbound, tokenizer)
 
     # Attempts
 
@@ -234,7 +254,7 @@ class Serving:
         run.expected = choice.first_token
         run.chosen_s = _now()
         worker = choice.decode.worker
-        tokens = run.inbound.prompt_tokens
+        tokens = run.known_tokens
         with self._ledger.work(worker, Stage.DECODE, context_tokens=tokens) as work:
             handover = None
             if choice.prefill is not None:
@@ -264,7 +284,7 @@ class Serving:
         served = Served(choice.decode.worker, handover, mode_of(choice, handover))
         try:
             async with beside(
-                self._prefill_beside(run, prefill, meeting), lambda: not run.reply.started
+                self._prefill_beside(run, prefill, meeting), lambda: not run.answering
             ):
                 return await self._decode(run, served, work)
         except WorkerFailure as failure:
@@ -309,18 +329,16 @@ class Serving:
         self, run: Run, worker: Worker, meeting: Meeting | None = None
     ) -> Handover | None:
         inbound, began_s = run.inbound, _now()
-        uncached = max(1, inbound.prompt_tokens - run.cached.get(worker.name, 0))
+        uncached = max(1, run.known_tokens - run.cached.get(worker.name, 0))
         self._cache.routed(worker.name, inbound, began_s)
-        if meeting is None:
-            body = openai.prefill_body(inbound.body)
-        else:
-            body = meeting.prefill_body(inbound.body)
+        prefill_body = openai.prefill_body if meeting is None else meeting.prefill_body
+        body = prefill_body(run.body)
         with (
             self._ledger.work(worker, Stage.PREFILL, prefill_tokens=uncached),
             run.trace.asking("prefill", worker) as span,
             self._vigil.attend(worker, Stage.PREFILL),
         ):
-            deadline_s = self._limits.prefill_deadline(inbound.prompt_tokens)
+            deadline_s = self._limits.prefill_deadline(run.known_tokens)
             async with _within(deadline_s, worker, Stage.PREFILL):
                 answered = await self._whole_answer(run, worker, Stage.PREFILL, body, span)
         took_s = _now() - began_s
@@ -340,7 +358,7 @@ class Serving:
         return Handover(worker, handle, took_s) if handle is not None else None
 
     async def _decode(self, run: Run, served: Served, work: Work) -> Outcome:
-        body = run.inbound.body
+        body = run.body
         if served.handover is not None:
             body = served.handover.decode_body(body)
         worker = served.decode
@@ -374,7 +392,7 @@ class Serving:
         answer = None
         body = self._stream_body(run, body)
         try:
-            deadline_s = limits.first_byte_deadline(run.inbound.prompt_tokens)
+            deadline_s = limits.first_byte_deadline(run.known_tokens)
             async with _within(deadline_s, worker, Stage.DECODE):
                 answer = await self._open(run, worker, Stage.DECODE, body, span, served.handover)
                 if answer.status != 200:
@@ -414,7 +432,7 @@ class Serving:
                 answer.close()
 
     def _stream_body(self, run: Run, body: bytes) -> bytes:
-        """Return *body* with what migration needs: token ids, and those that were sent."""
+        """Return *body* with what migration needs: token ids beside the text, and a journal."""
         inbound = run.inbound
         if inbound.counts_hidden:
             body = openai.counted_body(body)
@@ -424,10 +442,6 @@ class Serving:
             body = openai.traced_body(body)
         if run.journal is None or not run.reply.started:
             run.journal = Journal(strip=not inbound.wants_token_ids)
-            return body
-        run.journal.read()
-        if run.journal.tokens and not run.journal.finished:
-            body = openai.resume_body(body, run.journal.tokens)
         return body
 
     def _goes_on(
@@ -437,11 +451,25 @@ class Serving:
         assert run.journal is not None, "only such streams are gone on with"
         resumed = RESUMED_HEADER in headers
         run.journal.go_on(first, resumed=resumed)
-        work.prefilled()
-        self._faults.succeeded(served.decode.name)
+        self._answers(run, served, work)
         self._metrics.migrations.labels("resumed" if resumed else "replayed").inc()
         sent = len(run.journal.tokens)
-        self._note(run, "migrated", worker=served.decode.name, resumed=resumed, tokens_sent=sent)
+        self._note(
+            run,
+            "migrated",
+            worker=served.decode.name,
+            resumed=resumed,
+            tokens_sent=sent,
+            mode=served.mode.value,
+            prefill_worker=served.handover.worker.name if served.handover else "",
+        )
+
+    def _answers(self, run: Run, served: Served, work: Work) -> None:
+        work.prefilled()
+        run.answering = True
+        self._faults.succeeded(served.decode.name)
+        if served.handover is not None:
+            self._cache.routed(served.decode.name, run.inbound, _now())
 
     async def _open(
         self,
@@ -484,11 +512,8 @@ class Serving:
         return _Answered(answer.status, answer.headers, said)
 
     def _first_byte(self, run: Run, served: Served, work: Work, span: Span) -> None:
-        work.prefilled()
+        self._answers(run, served, work)
         worker = served.decode
-        self._faults.succeeded(worker.name)
-        if served.handover is not None:
-            self._cache.routed(worker.name, run.inbound, _now())
         now_s = _now()
         ttft_s = now_s - run.came_s
         if run.attempt == 1 and run.inbound.stream:
@@ -505,6 +530,8 @@ class Serving:
         """Compare what *worker* found in its cache with what was thought; return its figure."""
         if usage is None or usage.cached_tokens is None or usage.prompt_tokens <= 0:
             return None
+        if run.migrations:
+            return usage.cached_tokens  # What was sent is not in the worker's figures.
         run.story.cached_tokens = usage.cached_tokens
         thought = run.found.get(worker.name, 0) / run.inbound.prompt_tokens
         real = usage.cached_tokens / usage.prompt_tokens
@@ -520,8 +547,7 @@ class Serving:
             story = run.story
             story.input_tokens, story.output_tokens = usage.prompt_tokens, usage.completion_tokens
         if served.handover is None:
-            if run.migrations == 0:
-                self._audit(run, served.decode, usage)
+            self._audit(run, served.decode, usage)
             return
         report = openai.handover_report(end)
         self._metrics.handover_ended(report)
@@ -601,6 +627,7 @@ class Serving:
     def _handover_failed(self, run: Run, handover: Handover, failure: WorkerFailure) -> None:
         """Try another prefill worker next time: a plain 500 may mean that its blocks were lost."""
         self._metrics.handovers.labels("failed").inc()
+        run.resumes_locally |= failure.clients_fault and bool(run.told)
         if failure.kind is FailureKind.STATUS:
             run.tried_prefill.add(handover.worker.name)
         if failure.error_code in KV_FAULTS:
