@@ -66,7 +66,7 @@ class Story:
 def _listed(value: object) -> object:
     if isinstance(value, Sequence):
         return list(value)
-    raise NotImplementedError(f"a story has a value of type {type(value).__name__}")
+    raise TypeError(f"a story has a value of type {type(value).__name__}")
 
 
 class Stories:
