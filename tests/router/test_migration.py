@@ -90,15 +90,17 @@ def test_a_stream_that_breaks_goes_on_at_another_worker(kind, path, fault):
 
 def test_a_worker_that_refuses_to_fetch_what_was_sent_is_not_asked_for_that_again():
     async def main():
-        async with fleet("p d d d") as world:
-            set_all(world.decode, fault="die-mid-stream", faults_left=1)
-            broken = []
+        async with fleet("p p d d d d d") as world:
+            broken, refused = [], []
 
             def fault_of(worker):
                 def take():
                     body = worker.seen[-1].body
                     if "resume_token_ids" in body:
-                        return 400 if "kv_transfer_params" in body else ""
+                        if "kv_transfer_params" not in body:
+                            return ""
+                        refused.append(worker.name)
+                        return 400
                     broken.append(worker.name)
                     return "die-mid-stream"
 
@@ -108,7 +110,7 @@ def test_a_worker_that_refuses_to_fetch_what_was_sent_is_not_asked_for_that_agai
                 worker._take_fault = fault_of(worker)
             said, story = await served(world, PATHS[0])
             assert said.text == "".join(words(BODIES[PATHS[0]]))
-            assert len(broken) == 1
+            assert (len(broken), len(refused)) == (1, 1)
             (step,) = [each for each in story["steps"] if each["what"] == "migrated"]
             assert step["fields"]["mode"] == "local-prefill"
             assert story["migrations"] == 2
