@@ -8,17 +8,27 @@ from typing import TYPE_CHECKING, Protocol
 
 from spinney.kv.prefix_index import BlockIndex
 from spinney.router.app import RouterApp
+from spinney.router.attempts import Attempts
 from spinney.router.cache_view import CacheView
 from spinney.router.choosing import Chooser
+from spinney.router.decode_leg import DecodeLeg
 from spinney.router.event_feeds import EventFeeds
+from spinney.router.gates import Gates
 from spinney.router.load import Faults, Ledger
 from spinney.router.metrics import RouterMetrics
+from spinney.router.prefill_leg import PrefillLeg
 from spinney.router.prefix_index import PrefixIndex
+from spinney.router.prompt_lookup import PromptLookup
+from spinney.router.recorder import Recorder
+from spinney.router.replies import Replies
+from spinney.router.retries import Retries
 from spinney.router.serving import Serving
 from spinney.router.stories import Stories
 from spinney.router.table import ModelProbe, WorkerTable
+from spinney.router.ttft_targets import TtftTargets
 from spinney.router.upstream import Upstream
 from spinney.router.vigil import LifeProbe, Vigil
+from spinney.router.worker_call import WorkerCalls
 from spinney.tracing import NO_TRACER, Tracer
 
 if TYPE_CHECKING:
@@ -46,7 +56,7 @@ class Router:
     """A router that has to be run while ``app`` serves."""
 
     app: RouterApp
-    serving: Serving
+    gates: Gates
     table: WorkerTable
     ledger: Ledger
     cache: CacheView
@@ -103,11 +113,12 @@ def assemble(
     table = WorkerTable(source, network, limits, forget)
     vigil = Vigil(network, faults, table.workers, limits)
     chooser = Chooser(table, ledger, faults, vigil, policy=policy, limits=limits, rng=rng)
-    serving = Serving(
-        table,
+    gates = Gates(table, limits)
+    serving = _serving(
         network,
+        gates,
+        chooser,
         limits=limits,
-        chooser=chooser,
         vigil=vigil,
         metrics=metrics,
         ledger=ledger,
@@ -116,8 +127,8 @@ def assemble(
         faults=faults,
         stories=stories,
     )
-    metrics.watch(table.workers, serving.all_waiting)
-    source.on_change(serving.look)
+    metrics.watch(table.workers, gates.waiting)
+    source.on_change(gates.look)
     app = RouterApp(
         serving,
         table,
@@ -130,4 +141,62 @@ def assemble(
         tracer=tracer,
         siblings=siblings,
     )
-    return Router(app, serving, table, ledger, cache, blocks, feeds, vigil, stories, registry)
+    return Router(app, gates, table, ledger, cache, blocks, feeds, vigil, stories, registry)
+
+
+def _serving(
+    network: Network,
+    gates: Gates,
+    chooser: Chooser,
+    *,
+    limits: Limits,
+    vigil: Vigil,
+    metrics: RouterMetrics,
+    ledger: Ledger,
+    cache: CacheView,
+    tokenizers: Mapping[str, PromptTokenizer],
+    faults: Faults,
+    stories: Stories,
+) -> Serving:
+    """Return what carries requests to the workers that *chooser* chooses."""
+    calls = WorkerCalls(network, limits.max_answer_bytes)
+    recorder = Recorder(metrics, stories)
+    lookup = PromptLookup(cache, tokenizers, metrics)
+    retries = Retries(faults, cache, recorder, limits=limits)
+    replies = Replies(limits.idle_stream_deadline_s)
+    targets = TtftTargets(limits)
+    prefill = PrefillLeg(
+        calls,
+        chooser=chooser,
+        ledger=ledger,
+        faults=faults,
+        vigil=vigil,
+        lookup=lookup,
+        retries=retries,
+        recorder=recorder,
+        limits=limits,
+    )
+    decode = DecodeLeg(
+        calls,
+        faults=faults,
+        vigil=vigil,
+        lookup=lookup,
+        targets=targets,
+        replies=replies,
+        recorder=recorder,
+        metrics=metrics,
+        limits=limits,
+    )
+    attempts = Attempts(
+        prefill, decode, ledger=ledger, lookup=lookup, retries=retries, recorder=recorder
+    )
+    return Serving(
+        gates,
+        chooser,
+        attempts,
+        targets=targets,
+        lookup=lookup,
+        retries=retries,
+        replies=replies,
+        recorder=recorder,
+    )
