@@ -90,6 +90,12 @@ class Fabric:
     fetched: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     """Handles that were fetched twice or never existed."""
+    rooms: dict[int, asyncio.Future[str]] = field(default_factory=dict)
+    """What prefill workers have for those that they meet there."""
+
+    def room(self, number: int) -> asyncio.Future[str]:
+        """Return what is, or will be, in a room."""
+        return self.rooms.setdefault(number, asyncio.get_running_loop().create_future())
 
 
 @dataclass
@@ -142,11 +148,15 @@ class FakeWorker:
         self.deaf = False
         """Whether it does not answer when it is asked for its health."""
         self.handles = 0
+        self.meets = False
+        """Whether it hands over by rendezvous."""
         self.server = AsgiServer(self)
 
     @property
     def worker(self) -> Worker:
-        return Worker(self.name, self.server.url, self.role, frozenset({self.model}))
+        made = Worker(self.name, self.server.url, self.role, frozenset({self.model}))
+        port = 5600 if self.meets and self.role is Role.PREFILL else 0
+        return replace(made, rendezvous=self.meets, bootstrap_port=port)
 
     @property
     def completions(self) -> list[Seen]:
@@ -204,6 +214,8 @@ class FakeWorker:
         if seen.path == "/v1/responses":
             await self._respond(seen, send, fault)
             return
+        if "bootstrap_room" in seen.body and not await self._meet(seen, send):
+            return
         params = seen.body.get("kv_transfer_params") or {}
         if params.get("do_remote_decode"):
             await self._prefill(seen, send, fault)
@@ -231,6 +243,17 @@ class FakeWorker:
         for part in parts:
             await send({"type": "http.response.body", "body": part, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _meet(self, seen: Seen, send: Any) -> bool:
+        """Return whether the KV has come that this worker decodes from."""
+        room = self.fabric.room(seen.body["bootstrap_room"])
+        if self.role is Role.PREFILL:
+            room.set_result(self._known(seen))
+            await _answer(send, 200, {"id": "x"})
+            return False
+        if await room != self._known(seen):
+            self.fabric.wrong.append(str(seen.body["bootstrap_room"]))
+        return True
 
     async def _prefill(self, seen: Seen, send: Any, fault: str | int) -> None:
         if fault == "bad-json":
@@ -437,9 +460,13 @@ async def fleet(
     seed: int = 1,
     parts: dict[str, Any] | None = None,
     models: dict[str, str] | None = None,
+    meets: bool = False,
     **changes: Any,
 ) -> AsyncIterator[Fleet]:
-    """Run workers named p0, p1, d0 … or b0, as *roles* says, with a router before them."""
+    """Run workers named p0, p1, d0 … or b0, as *roles* says, with a router before them.
+
+    *meets*: whether they hand over by rendezvous.
+    """
     made = Fleet()
     kinds = {"p": Role.PREFILL, "d": Role.DECODE, "b": Role.BOTH}
     for letter in roles.split():
@@ -447,6 +474,7 @@ async def fleet(
         made.workers[name] = FakeWorker(
             name, kinds[letter], made.fabric, (models or {}).get(name, "m")
         )
+        made.workers[name].meets = meets
         await made.workers[name].server.start()
     limits = replace(limits, **changes)
     source = StaticWorkers(
