@@ -150,6 +150,10 @@ class FakeWorker:
         self.handles = 0
         self.meets = False
         """Whether it hands over by rendezvous."""
+        self.late: asyncio.Event | None = None
+        """What it waits for before it answers, though those that it meets have its KV."""
+        self.error_code: int | str = 500
+        """What an ``error-event`` says."""
         self.server = AsgiServer(self)
 
     @property
@@ -249,6 +253,8 @@ class FakeWorker:
         room = self.fabric.room(seen.body["bootstrap_room"])
         if self.role is Role.PREFILL:
             room.set_result(self._known(seen))
+            if self.late is not None:
+                await self.late.wait()
             await _answer(send, 200, {"id": "x"})
             return False
         if await room != self._known(seen):
@@ -285,7 +291,9 @@ class FakeWorker:
 
     async def _whole(self, seen: Seen, send: Any) -> None:
         said = words(seen.body)
-        usage = {"prompt_tokens": 7, "completion_tokens": len(said), "total_tokens": 7 + len(said)}
+        usage: dict[str, Any] = {"prompt_tokens": 1000, "completion_tokens": len(said)}
+        if self.cached_part is not None:
+            usage["prompt_tokens_details"] = {"cached_tokens": int(1000 * self.cached_part)}
         choices = [
             _choice(seen.path, "".join(said), index, whole=True) | {"finish_reason": "length"}
             for index in range(seen.body.get("n") or 1)
@@ -310,7 +318,8 @@ class FakeWorker:
             self.server.cut()
             await asyncio.sleep(60)
         if fault == "error-event":
-            await event(json.dumps({"error": {"message": "boom", "type": "fake", "code": 500}}))
+            error = {"message": "boom", "type": "fake", "code": self.error_code}
+            await event(json.dumps({"error": error}))
         said = words(seen.body) if self.said_instead is None else self.said_instead
         for index, word in enumerate(said[told:], told):
             if index == self.fault_at:
@@ -507,6 +516,13 @@ async def fleet(
             await made.server.stop()
             for worker in made.workers.values():
                 await worker.server.stop()
+
+
+def in_turn(workers: list[FakeWorker], *faults: str | int) -> None:
+    """Have the next requests to any of *workers* meet *faults*, one each; empty is none."""
+    left = list(faults)
+    for worker in workers:
+        worker._take_fault = lambda: left.pop(0) if left else ""  # type: ignore[method-assign]
 
 
 def lower(headers: Any) -> dict[str, str]:

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 from tests.kv.test_prefix_index import named, stored
-from tests.router.fake_workers import fleet, until, words
+from tests.router.fake_workers import fleet, in_turn, until, words
 from tests.router.test_router_cache import Feeds
 
 ASKED = {"max_tokens": 6, "stream": True}
 
 
-def break_once(world):
-    """Have the first decode worker that is asked break off in its stream."""
-    left = {"faults": 1}
-
-    def take():
-        left["faults"] -= 1
-        return "die-mid-stream" if left["faults"] >= 0 else ""
-
-    for worker in world.decode:
-        worker._take_fault = take
+def all_have(found, want):
+    return found() == want
 
 
 def test_a_prefill_worker_that_has_what_was_sent_too_is_the_one_that_goes_on():
@@ -35,14 +28,9 @@ def test_a_prefill_worker_that_has_what_was_sent_too_is_the_one_that_goes_on():
                 for name, blocks in (("p0", 2), ("p1", 2), ("p2", 3)):
                     known = tuple(sent[: 4 * blocks])
                     await feeds.say(name, stored(known, 4, named(f"{name}-{number}")))
-                await until(
-                    lambda: (
-                        world.router.blocks.cached_tokens(sent).get("p2") == 12  # noqa: B023
-                        and len(world.router.blocks.cached_tokens(sent)) == 3
-                    ),  # noqa: B023
-                    "the events arrive",
-                )
-                break_once(world)
+                found = partial(world.router.blocks.cached_tokens, sent)
+                await until(partial(all_have, found, {"p0": 8, "p1": 8, "p2": 12}), "the events")
+                in_turn(world.decode, "die-mid-stream")
                 body = ASKED | {"prompt": prompt}
                 said = await world.ask(body, headers={"x-request-id": f"r{number}"})
                 assert said.text == "".join(words(body))
@@ -57,9 +45,10 @@ def test_a_prefill_worker_that_has_what_was_sent_too_is_the_one_that_goes_on():
 def test_the_last_worker_that_may_go_on_computes_the_prompt_itself():
     async def main():
         async with fleet("p d d d d", max_migrations=2) as world:
+            for worker in world.workers.values():
+                worker.resumes = False
             for worker in world.decode:
                 worker.fault = "die-mid-stream"
-                worker.resumes = False
             said = await world.ask(ASKED | {"prompt": "Once"}, headers={"x-request-id": "r"})
             assert said.events[-1]["error"]["code"] == "worker_failed"
             asked = {seen.id: seen.body for worker in world.decode for seen in worker.seen}

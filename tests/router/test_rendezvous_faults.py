@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tests.router.fake_workers import fleet, until, words
+from tests.router.fake_workers import fleet, in_turn, until, words
 
 PROMPT = {"prompt": "Once upon a time", "max_tokens": 5}
 STREAM = PROMPT | {"stream": True}
@@ -36,14 +36,7 @@ def test_both_workers_are_called_and_find_each_other(stream):
 def test_when_the_prefill_fails_another_pair_meets_in_another_room(fault):
     async def main():
         async with fleet("p p d", meets=True, **PATIENT) as world:
-            left = {"faults": 1}
-
-            def take():
-                left["faults"] -= 1
-                return fault if left["faults"] >= 0 else ""
-
-            for worker in world.prefill:
-                worker._take_fault = take
+            in_turn(world.prefill, fault)
             async with asyncio.timeout(AT_ONCE_S):
                 said = await world.ask(STREAM)
             assert (said.status, said.text, said.mode) == (200, TEXT, "disaggregated")
@@ -61,26 +54,10 @@ def test_when_the_prefill_fails_another_pair_meets_in_another_room(fault):
 def test_a_stream_that_goes_on_does_not_wait_for_a_prefill_that_failed():
     async def main():
         async with fleet("p p d d d", meets=True, **PATIENT) as world:
-            left = {"streams": 1, "prefills": 1}
-
-            def breaks():
-                left["streams"] -= 1
-                return "die-mid-stream" if left["streams"] >= 0 else ""
-
-            def fails():
-                if left["streams"] > 0:
-                    return ""
-                left["prefills"] -= 1
-                return 500 if left["prefills"] >= 0 else ""
-
-            for worker in world.decode:
-                worker._take_fault = breaks
+            in_turn(world.decode, "die-mid-stream")
+            in_turn(world.prefill, "", 500)
             async with asyncio.timeout(AT_ONCE_S):
-                asking = asyncio.ensure_future(world.ask(STREAM, headers={"x-request-id": "r"}))
-                await until(lambda: any(worker.seen for worker in world.prefill), "the first")
-                for worker in world.prefill:
-                    worker._take_fault = fails
-                said = await asking
+                said = await world.ask(STREAM, headers={"x-request-id": "r"})
             assert said.text == TEXT
             story = (await world.get("/debug/requests/r")).json
             failed = [each["fields"] for each in story["steps"] if each["what"] == "worker failed"]
@@ -103,24 +80,72 @@ def test_a_request_that_the_prefill_worker_refuses_is_the_decode_workers_to_answ
     asyncio.run(main())
 
 
-def test_when_the_decode_worker_fails_the_prefill_is_called_off_and_both_go_another_way():
+def test_when_the_decode_worker_fails_the_prefill_is_called_off_and_another_pair_meets():
     async def main():
         async with fleet("p p d d", meets=True, **PATIENT) as world:
             hold = asyncio.Event()
             for worker in world.prefill:
                 worker.hold = hold
-            for worker in world.decode:
-                worker.fault, worker.faults_left = 500, 1
-            world.decode[1].faults_left = 0
+            in_turn(world.decode, 500)
             asking = asyncio.ensure_future(world.ask(STREAM))
-            await until(lambda: any(w.seen for w in world.decode), "a decode worker is asked")
-            if world.decode[0].seen:
-                await until(lambda: any(s.aborted for w in world.prefill for s in w.seen))
+            await until(lambda: any(s.aborted for w in world.prefill for s in w.seen))
             hold.set()
             said = await asking
             assert (said.status, said.text, said.mode) == (200, TEXT, "disaggregated")
             assert world.fabric.wrong == []
+            assert await world.metric("handovers_total", outcome="failed") == 1
+            assert [len(worker.seen) for worker in world.workers.values()] == [1, 1, 1, 1]
             assert world.idle()
+
+    asyncio.run(main())
+
+
+def test_a_prefill_worker_that_dies_after_its_hand_over_costs_nothing():
+    async def main():
+        patient = PATIENT | {"idle_stream_deadline_s": 60.0}
+        async with fleet("p d", meets=True, **patient) as world:
+            world.prefill[0].late = asyncio.Event()
+            hold = world.decode[0].hold_mid_stream = asyncio.Event()
+            async with world.post(STREAM, headers={"x-request-id": "r"}) as response:
+                first = await response.content.readany()
+                world.prefill[0].server.cut()
+                await until(lambda: not world.router.ledger.loads().get("p0"), "p0 is let go")
+                hold.set()
+                text = (first + await response.content.read()).decode()
+            assert text.endswith("data: [DONE]\n\n")
+            assert "error" not in text
+            assert len(world.decode[0].seen) == 1
+            assert (await world.get("/debug/requests/r")).json["outcome"] == "ok"
+
+    asyncio.run(main())
+
+
+def test_a_prefill_worker_may_answer_a_little_later_than_the_decode_worker():
+    async def main():
+        async with fleet("p d", meets=True, **PATIENT) as world:
+            late = world.prefill[0].late = asyncio.Event()
+            asking = asyncio.ensure_future(world.ask(STREAM, headers={"x-request-id": "r"}))
+            await until(lambda: any(seen.done for seen in world.decode[0].seen), "decoded")
+            await asyncio.sleep(0.05)
+            late.set()
+            assert (await asking).text == TEXT
+            await until(lambda: not world.router.ledger.loads(), "all is over")
+            story = (await world.get("/debug/requests/r")).json
+            assert "prefilled" in [step["what"] for step in story["steps"]]
+
+    asyncio.run(main())
+
+
+def test_a_prefill_worker_that_does_not_answer_is_let_go_when_the_answer_is_complete():
+    async def main():
+        async with fleet("p d", meets=True, **PATIENT) as world:
+            world.prefill[0].late = asyncio.Event()
+            async with asyncio.timeout(AT_ONCE_S):
+                said = await world.ask(STREAM, headers={"x-request-id": "r"})
+                assert said.text == TEXT
+                await until(world.idle, "the ledger is empty")
+                await until(lambda: world.prefill[0].seen[0].aborted, "it is called off")
+            assert (await world.get("/debug/requests/r")).json["outcome"] == "ok"
 
     asyncio.run(main())
 
