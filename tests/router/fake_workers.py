@@ -291,9 +291,10 @@ class FakeWorker:
 
     async def _whole(self, seen: Seen, send: Any) -> None:
         said = words(seen.body)
-        usage: dict[str, Any] = {"prompt_tokens": 1000, "completion_tokens": len(said)}
+        usage: dict[str, Any] = {"prompt_tokens": 7, "completion_tokens": len(said)}
         if self.cached_part is not None:
-            usage["prompt_tokens_details"] = {"cached_tokens": int(1000 * self.cached_part)}
+            details = {"cached_tokens": int(1000 * self.cached_part)}
+            usage |= {"prompt_tokens": 1000, "prompt_tokens_details": details}
         choices = [
             _choice(seen.path, "".join(said), index, whole=True) | {"finish_reason": "length"}
             for index in range(seen.body.get("n") or 1)

@@ -99,12 +99,7 @@ def assemble(
     metrics = RouterMetrics(registry, ledger)
     blocks = BlockIndex()
     feeds = EventFeeds(source, blocks, subscribe, metrics) if subscribe else None
-    routed = PrefixIndex(limits.max_chunks_per_worker)
-    cache = (
-        CacheView(routed, blocks, feeds.heard, feeds.resync)
-        if feeds
-        else (CacheView(routed, blocks, ()))
-    )
+    cache = _cache(blocks, feeds, limits)
 
     def forget(worker: str) -> None:
         cache.gone(worker)
@@ -114,19 +109,8 @@ def assemble(
     vigil = Vigil(network, faults, table.workers, limits)
     chooser = Chooser(table, ledger, faults, vigil, policy=policy, limits=limits, rng=rng)
     gates = Gates(table, limits)
-    serving = _serving(
-        network,
-        gates,
-        chooser,
-        limits=limits,
-        vigil=vigil,
-        metrics=metrics,
-        ledger=ledger,
-        cache=cache,
-        tokenizers=tokenizers or {},
-        faults=faults,
-        stories=stories,
-    )
+    seen = _Seen(limits, ledger, faults, cache, vigil, chooser, metrics, stories)
+    serving = _serving(seen, network, gates, tokenizers or {})
     metrics.watch(table.workers, gates.waiting)
     source.on_change(gates.look)
     app = RouterApp(
@@ -144,55 +128,64 @@ def assemble(
     return Router(app, gates, table, ledger, cache, blocks, feeds, vigil, stories, registry)
 
 
+def _cache(blocks: BlockIndex, feeds: EventFeeds | None, limits: Limits) -> CacheView:
+    routed = PrefixIndex(limits.max_chunks_per_worker)
+    if feeds is None:
+        return CacheView(routed, blocks, ())
+    return CacheView(routed, blocks, feeds.heard, feeds.resync)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What requests share: who is there, what they were given, and what was seen of them."""
+
+    limits: Limits
+    ledger: Ledger
+    faults: Faults
+    cache: CacheView
+    vigil: Vigil
+    chooser: Chooser
+    metrics: RouterMetrics
+    stories: Stories
+
+
 def _serving(
-    network: Network,
-    gates: Gates,
-    chooser: Chooser,
-    *,
-    limits: Limits,
-    vigil: Vigil,
-    metrics: RouterMetrics,
-    ledger: Ledger,
-    cache: CacheView,
-    tokenizers: Mapping[str, PromptTokenizer],
-    faults: Faults,
-    stories: Stories,
+    seen: _Seen, network: Network, gates: Gates, tokenizers: Mapping[str, PromptTokenizer]
 ) -> Serving:
-    """Return what carries requests to the workers that *chooser* chooses."""
-    calls = WorkerCalls(network, limits.max_answer_bytes)
-    recorder = Recorder(metrics, stories)
-    lookup = PromptLookup(cache, tokenizers, metrics)
-    retries = Retries(faults, cache, recorder, limits=limits)
-    replies = Replies(limits.idle_stream_deadline_s)
-    targets = TtftTargets(limits)
+    recorder = Recorder(seen.metrics, seen.stories)
+    lookup = PromptLookup(seen.cache, tokenizers, seen.metrics)
+    retries = Retries(seen.faults, seen.cache, recorder, limits=seen.limits)
+    replies = Replies(seen.limits.idle_stream_deadline_s)
+    targets = TtftTargets(seen.limits)
+    calls = WorkerCalls(network, seen.limits.max_answer_bytes)
     prefill = PrefillLeg(
         calls,
-        chooser=chooser,
-        ledger=ledger,
-        faults=faults,
-        vigil=vigil,
+        chooser=seen.chooser,
+        ledger=seen.ledger,
+        faults=seen.faults,
+        vigil=seen.vigil,
         lookup=lookup,
         retries=retries,
         recorder=recorder,
-        limits=limits,
+        limits=seen.limits,
     )
     decode = DecodeLeg(
         calls,
-        faults=faults,
-        vigil=vigil,
+        faults=seen.faults,
+        vigil=seen.vigil,
         lookup=lookup,
         targets=targets,
         replies=replies,
         recorder=recorder,
-        metrics=metrics,
-        limits=limits,
+        metrics=seen.metrics,
+        limits=seen.limits,
     )
     attempts = Attempts(
-        prefill, decode, ledger=ledger, lookup=lookup, retries=retries, recorder=recorder
+        prefill, decode, ledger=seen.ledger, lookup=lookup, retries=retries, recorder=recorder
     )
     return Serving(
         gates,
-        chooser,
+        seen.chooser,
         attempts,
         targets=targets,
         lookup=lookup,
