@@ -40,6 +40,14 @@ QUICK = Limits(
     probe_period_s=0.02,
     return_wait_s=0.2,
 )
+PATIENT: dict[str, float] = {
+    "connect_timeout_s": 10.0,
+    "prefill_deadline_s": 60.0,
+    "first_byte_deadline_s": 60.0,
+    "response_deadline_s": 60.0,
+    "idle_stream_deadline_s": 60.0,
+}
+"""For tests in which no deadline is to pass, however slow the machine is."""
 PATIENCE_S = 5.0
 REPORT = '{"outcome":"pulled","bytes_pulled":4096,"seconds":0.25}'
 """What a decode worker says of a hand-over in the last event before ``[DONE]``."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tests.router.fake_workers import fleet, in_turn, until, words
+from tests.router.fake_workers import PATIENT, fleet, in_turn, until, words
 
 from spinney.router.picker import Policy
 
@@ -29,25 +29,24 @@ NO_BUDGET = {"retry_reserve": 0.0, "retry_ratio": 0.0}
         pytest.param(503, NO_BUDGET, 2, id="that is free where the first just died"),
     ],
 )
-def test_prefill_workers_are_asked_within_bounds(fault, more, asked):
+def test_prefill_workers_are_asked_within_bounds_and_none_twice(fault, more, asked):
     async def main():
-        async with fleet("p p p d", **more) as world:
+        async with fleet("p p p d", **more, **PATIENT) as world:
             for worker in world.prefill:
                 worker.fault = fault
-            said = await world.ask(STREAM)
-            assert (said.status, said.text, said.mode) == (200, TEXT, "local-prefill")
-            assert sorted(len(worker.seen) for worker in world.prefill)[-2:] == [
-                int(asked > 1),
-                1,
-            ]
-            assert sum(len(worker.seen) for worker in world.prefill) == asked
+            for number in range(1 if fault == 503 else 8):
+                name = f"r{number}"
+                said = await world.ask(STREAM, headers={"x-request-id": name})
+                assert (said.status, said.text, said.mode) == (200, TEXT, "local-prefill")
+                seen = [sum(s.id == name for s in worker.seen) for worker in world.prefill]
+                assert sorted(seen) == [0] * (3 - asked) + [1] * asked
 
     asyncio.run(main())
 
 
 def test_the_last_try_of_all_is_prefilled_by_its_decode_worker():
     async def main():
-        async with fleet("p d d d", max_tries=3) as world:
+        async with fleet("p d d d", max_tries=3, **PATIENT) as world:
             in_turn(world.decode, 503, 503)
             said = await world.ask(STREAM)
             assert (said.status, said.text, said.mode) == (200, TEXT, "local-prefill")
@@ -58,7 +57,7 @@ def test_the_last_try_of_all_is_prefilled_by_its_decode_worker():
 @pytest.mark.parametrize("roles", ["d d", "p p d"])
 def test_what_a_worker_did_is_forgotten_when_it_succeeds(roles):
     async def main():
-        async with fleet(roles, avoid_first_s=0.02, **NO_BUDGET) as world:
+        async with fleet(roles, avoid_first_s=0.02, **NO_BUDGET, **PATIENT) as world:
             failing = world.prefill or world.decode
             for _ in range(3):
                 in_turn(failing, 503)  # Free, as nobody knew of it; then both serve again.
@@ -77,9 +76,21 @@ def test_what_a_worker_did_is_forgotten_when_it_succeeds(roles):
 
 def test_where_nobody_decodes_no_first_request_waits_for_it():
     async def main():
-        async with fleet("p", return_wait_s=60.0) as world, asyncio.timeout(5):
+        async with fleet("p", return_wait_s=60.0, **PATIENT) as world, asyncio.timeout(5):
             said = await world.ask(STREAM)
             assert (said.status, said.json["error"]["code"]) == (503, "no_worker")
+
+    asyncio.run(main())
+
+
+def test_a_whole_answer_has_its_own_deadline_and_is_given_up_then():
+    async def main():
+        limits = PATIENT | {"response_deadline_s": 0.1}
+        async with fleet("d", max_attempts=1, **limits) as world:
+            world.decode[0].hold = asyncio.Event()
+            said = await world.ask(PROMPT)
+            assert (said.status, said.json["error"]["code"]) == (504, "worker_failed")
+            await until(lambda: world.decode[0].seen[0].aborted, "the work is aborted")
 
     asyncio.run(main())
 
@@ -89,8 +100,7 @@ def test_where_nobody_decodes_no_first_request_waits_for_it():
 
 def test_the_ledger_knows_what_is_still_to_be_computed_and_what_is_held():
     async def main():
-        patient = {"idle_stream_deadline_s": 60.0, "prefill_deadline_s": 60.0}
-        async with fleet("p d", first_byte_deadline_s=60.0, **patient) as world:
+        async with fleet("p d", **PATIENT) as world:
             prefill, decode = world.prefill[0], world.decode[0]
             prefill.hold, decode.hold_mid_stream = asyncio.Event(), asyncio.Event()
             body = STREAM | {"prompt": list(range(100))}
@@ -111,8 +121,7 @@ def test_the_ledger_knows_what_is_still_to_be_computed_and_what_is_held():
 
 def test_a_prompt_that_is_prefilled_locally_is_work_until_the_first_byte():
     async def main():
-        patient = {"idle_stream_deadline_s": 60.0, "first_byte_deadline_s": 60.0}
-        async with fleet("d", **patient) as world:
+        async with fleet("d", **PATIENT) as world:
             decode = world.decode[0]
             decode.hold, decode.hold_mid_stream = asyncio.Event(), asyncio.Event()
             body = STREAM | {"prompt": list(range(100))}
@@ -138,7 +147,7 @@ def test_a_prompt_that_is_prefilled_locally_is_work_until_the_first_byte():
 def test_a_decode_worker_that_fetched_a_prompt_is_believed_to_have_it():
     async def main():
         policy = Policy(local_prefill_below_tokens=150)
-        async with fleet("p d d d d", policy=policy) as world:
+        async with fleet("p d d d d", policy=policy, **PATIENT) as world:
             modes = [(await world.ask(LONG)).mode for _ in range(3)]
             assert modes == ["disaggregated", "local-prefill", "local-prefill"]
 
@@ -147,7 +156,7 @@ def test_a_decode_worker_that_fetched_a_prompt_is_believed_to_have_it():
 
 def test_a_decode_worker_that_computed_a_prompt_is_believed_to_have_it():
     async def main():
-        async with fleet("d d d d") as world:
+        async with fleet("d d d d", **PATIENT) as world:
             went = {(await world.ask(LONG)).headers["x-spinney-decode-worker"] for _ in range(6)}
             assert len(went) == 1
 
@@ -157,7 +166,7 @@ def test_a_decode_worker_that_computed_a_prompt_is_believed_to_have_it():
 @pytest.mark.parametrize(("roles", "found"), [("p b", 250), ("b", 750)])
 def test_the_cached_tokens_of_a_request_are_those_of_who_computed_its_prompt(roles, found):
     async def main():
-        async with fleet(roles.replace("b", "d")) as world:
+        async with fleet(roles.replace("b", "d"), **PATIENT) as world:
             for worker in world.prefill:
                 worker.cached_part = 0.25
             world.decode[0].cached_part = 0.75
@@ -170,7 +179,7 @@ def test_the_cached_tokens_of_a_request_are_those_of_who_computed_its_prompt(rol
 
 def test_the_cached_tokens_of_a_migrated_stream_are_those_of_its_prompt():
     async def main():
-        async with fleet("p d d d") as world:
+        async with fleet("p d d d", **PATIENT) as world:
             in_turn(world.decode, "die-mid-stream")
             prefill = world.prefill[0]
             prefill.cached_part = 0.25
@@ -193,7 +202,7 @@ def test_the_cached_tokens_of_a_migrated_stream_are_those_of_its_prompt():
 )
 def test_a_stream_that_begins_with_an_error_is_one_of_that_status(code, status):
     async def main():
-        async with fleet("d", max_attempts=1) as world:
+        async with fleet("d", max_attempts=1, **PATIENT) as world:
             world.decode[0].fault, world.decode[0].error_code = "error-event", code
             said = await world.ask(STREAM)
             assert (said.status, said.json["error"]["message"]) == (status, "boom")
@@ -205,7 +214,7 @@ def test_a_stream_that_begins_with_an_error_is_one_of_that_status(code, status):
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 def test_an_answer_says_who_made_it_and_what_it_is(stream):
     async def main():
-        async with fleet("p d") as world:
+        async with fleet("p d", **PATIENT) as world:
             return await world.ask(PROMPT | {"stream": stream})
 
     headers = asyncio.run(main()).headers
@@ -221,7 +230,7 @@ def test_an_answer_says_who_made_it_and_what_it_is(stream):
 
 def test_what_only_the_router_asked_for_is_not_the_clients():
     async def main():
-        async with fleet("p d") as world:
+        async with fleet("p d", **PATIENT) as world:
             plain = await world.ask(STREAM)
             counted = await world.ask(STREAM | {"stream_options": {"include_usage": True}})
             assert b"usage" not in plain.body
@@ -235,7 +244,7 @@ def test_what_only_the_router_asked_for_is_not_the_clients():
 
 def test_streams_that_may_not_migrate_are_asked_for_as_they_came():
     async def main():
-        async with fleet("d d", max_migrations=0) as world:
+        async with fleet("d d", max_migrations=0, **PATIENT) as world:
             for worker in world.decode:
                 worker.fault = "die-mid-stream"
             said = await world.ask(STREAM)

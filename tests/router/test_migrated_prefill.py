@@ -6,7 +6,7 @@ import asyncio
 from functools import partial
 
 from tests.kv.test_prefix_index import named, stored
-from tests.router.fake_workers import fleet, in_turn, until, words
+from tests.router.fake_workers import PATIENT, fleet, in_turn, until, words
 from tests.router.test_router_cache import Feeds
 
 ASKED = {"max_tokens": 6, "stream": True}
@@ -19,7 +19,7 @@ def all_have(found, want):
 def test_a_prefill_worker_that_has_what_was_sent_too_is_the_one_that_goes_on():
     async def main():
         feeds = Feeds()
-        async with fleet("p p p d d d", parts={"subscribe": feeds.follow}) as world:
+        async with fleet("p p p d d d", parts={"subscribe": feeds.follow}, **PATIENT) as world:
             for worker in world.decode:
                 worker.fault_at = 3
             for number in range(6):
@@ -44,7 +44,7 @@ def test_a_prefill_worker_that_has_what_was_sent_too_is_the_one_that_goes_on():
 
 def test_the_last_worker_that_may_go_on_computes_the_prompt_itself():
     async def main():
-        async with fleet("p d d d d", max_migrations=2) as world:
+        async with fleet("p d d d d", max_migrations=2, **PATIENT) as world:
             for worker in world.workers.values():
                 worker.resumes = False
             for worker in world.decode:

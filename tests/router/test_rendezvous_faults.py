@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tests.router.fake_workers import fleet, in_turn, until, words
+from tests.router.fake_workers import PATIENT, fleet, in_turn, until, words
 
 PROMPT = {"prompt": "Once upon a time", "max_tokens": 5}
 STREAM = PROMPT | {"stream": True}
 TEXT = "".join(words(PROMPT))
-PATIENT = {"first_byte_deadline_s": 60.0, "response_deadline_s": 60.0, "prefill_deadline_s": 60.0}
-"""With these, a decode worker that nobody comes to meet would be waited for too long."""
 AT_ONCE_S = 5.0
+"""In which a decode worker that nobody comes to meet is called off, its deadlines being longer."""
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 def test_both_workers_are_called_and_find_each_other(stream):
     async def main():
-        async with fleet("p d", meets=True) as world:
+        async with fleet("p d", meets=True, **PATIENT) as world:
             said = await world.ask(PROMPT | {"stream": stream}, headers={"x-request-id": "r"})
             text = said.text if stream else said.json["choices"][0]["text"]
             assert (said.status, text, said.mode) == (200, TEXT, "disaggregated")
@@ -37,8 +36,14 @@ def test_when_the_prefill_fails_another_pair_meets_in_another_room(fault):
     async def main():
         async with fleet("p p d", meets=True, **PATIENT) as world:
             in_turn(world.prefill, fault)
+            hold = asyncio.Event()
+            for worker in world.prefill:
+                worker.hold = hold
+            asking = asyncio.ensure_future(world.ask(STREAM))
+            await until(lambda: bool(world.decode[0].seen), "the decode worker waits")
+            hold.set()
             async with asyncio.timeout(AT_ONCE_S):
-                said = await world.ask(STREAM)
+                said = await asking
             assert (said.status, said.text, said.mode) == (200, TEXT, "disaggregated")
             asked = [len(worker.seen) for worker in world.prefill]
             assert asked == [1, 1], "the one that failed is not asked again"
@@ -71,10 +76,16 @@ def test_a_stream_that_goes_on_does_not_wait_for_a_prefill_that_failed():
 def test_a_request_that_the_prefill_worker_refuses_is_the_decode_workers_to_answer():
     async def main():
         async with fleet("p d", meets=True, **PATIENT) as world:
-            world.prefill[0].fault = world.decode[0].fault = 422
-            said = await world.ask(STREAM, headers={"x-request-id": "r"})
-            assert (said.status, said.json["error"]["message"]) == (422, "told to fail")
+            world.prefill[0].fault, world.decode[0].fault = 422, 400
+            hold = world.decode[0].hold = asyncio.Event()
+            asking = asyncio.ensure_future(world.ask(STREAM, headers={"x-request-id": "r"}))
+            await until(lambda: any(seen.done for seen in world.prefill[0].seen), "a refusal")
+            await until(lambda: "p0" not in world.router.ledger.loads(), "it is heard")
+            hold.set()
+            assert (await asking).status == 400
             assert len(world.decode[0].seen) == 1
+            story = (await world.get("/debug/requests/r")).json
+            assert "prefill refused" in [step["what"] for step in story["steps"]]
             assert world.idle()
 
     asyncio.run(main())
@@ -102,8 +113,7 @@ def test_when_the_decode_worker_fails_the_prefill_is_called_off_and_another_pair
 
 def test_a_prefill_worker_that_dies_after_its_hand_over_costs_nothing():
     async def main():
-        patient = PATIENT | {"idle_stream_deadline_s": 60.0}
-        async with fleet("p d", meets=True, **patient) as world:
+        async with fleet("p d", meets=True, **PATIENT) as world:
             world.prefill[0].late = asyncio.Event()
             hold = world.decode[0].hold_mid_stream = asyncio.Event()
             async with world.post(STREAM, headers={"x-request-id": "r"}) as response:
@@ -153,7 +163,7 @@ def test_a_prefill_worker_that_does_not_answer_is_let_go_when_the_answer_is_comp
 @pytest.mark.parametrize("stage", ["prefill", "decode"])
 def test_a_client_that_leaves_calls_both_off(stage):
     async def main():
-        async with fleet("p d", meets=True, idle_stream_deadline_s=60.0, **PATIENT) as world:
+        async with fleet("p d", meets=True, **PATIENT) as world:
             hold = asyncio.Event()
             if stage == "prefill":
                 world.prefill[0].hold = hold
