@@ -4,6 +4,7 @@ cached, and what reaches the client."""
 from __future__ import annotations
 
 import asyncio
+import re
 
 import pytest
 from tests.router.fake_workers import PATIENT, fleet, in_turn, until, words
@@ -55,23 +56,27 @@ def test_the_last_try_of_all_is_prefilled_by_its_decode_worker():
 
 
 @pytest.mark.parametrize("roles", ["d d", "p p d"])
-def test_what_a_worker_did_is_forgotten_when_it_succeeds(roles):
+def test_a_worker_that_succeeds_again_is_avoided_no_longer_at_its_next_failure(roles, capsys):
     async def main():
         async with fleet(roles, avoid_first_s=0.02, **NO_BUDGET, **PATIENT) as world:
             failing = world.prefill or world.decode
             for _ in range(3):
-                in_turn(failing, 503)  # Free, as nobody knew of it; then both serve again.
+                in_turn(failing, 503)
                 said = await world.ask(STREAM)
-                assert (said.status, said.text) == (200, TEXT)
+                assert (said.status, said.text) == (200, TEXT), "a free retry"
                 assert said.mode == ("disaggregated" if world.prefill else "local-prefill")
+                await until(lambda: not any(avoided(world, name) for name in world.workers))
                 before = [len(worker.seen) for worker in failing]
-                async with asyncio.timeout(5):
-                    while any(
-                        len(w.seen) == count for w, count in zip(failing, before, strict=True)
-                    ):
-                        assert (await world.ask(STREAM)).status == 200
+                while any(len(w.seen) == n for w, n in zip(failing, before, strict=True)):
+                    assert (await world.ask(STREAM)).status == 200
 
     asyncio.run(main())
+
+    assert re.findall(r"avoided_s=([0-9.]+)", capsys.readouterr().err) == ["0.02"] * 3
+
+
+def avoided(world, name):
+    return name in world.router.app._serving.view().avoided
 
 
 def test_where_nobody_decodes_no_first_request_waits_for_it():
