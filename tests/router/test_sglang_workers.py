@@ -23,6 +23,9 @@ def served(body, path="/v1/completions", roles="p d", fault="", **fields):
             if fault:
                 world.prefill[0].fault, world.prefill[0].faults_left = fault, 1
             said = await world.ask(body, path, headers={"x-override-bootstrap-host": "10.9.9.9"})
+            if fault == "die":
+                story = (await world.get("/debug/requests/" + said.headers["x-request-id"])).json
+                assert "waited for a worker" in [step["what"] for step in story["steps"]]
             assert world.idle()
             assert world.fabric.wrong == []
             return said
