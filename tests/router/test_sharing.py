@@ -16,11 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.router.fake_workers import Fabric, FakeWorker
 
+from spinney.router.hearsay import Hearsay
 from spinney.router.limits import Limits
-from spinney.router.load import Ledger
+from spinney.router.load import Faults, Ledger
 from spinney.router.peer_app import merged
 from spinney.router.picker import IDLE, Load
-from spinney.router.sharing import PeerLoads, Sharing
+from spinney.router.sharing import PeerLoads, Shared, Sharing
+from spinney.router.turns import Turns
 from spinney.router.workers import Role, Stage, Worker
 from spinney.sim.loop import SimulatedLoop
 
@@ -48,10 +50,17 @@ class Wire:
 
 class Router:
     def __init__(self, wire, name, others):
-        self.ledger = Ledger()
-        self.loads = PeerLoads(name, self.ledger, LIMITS)
+        self.shared = shared_of(name)
+        self.ledger = self.shared.ledger
+        self.loads = PeerLoads(name, self.shared, LIMITS)
         wire.routers[name] = self.loads
-        self.sharing = Sharing(name, self.ledger, self.loads, wire, lambda: others, LIMITS)
+        self.sharing = Sharing(name, self.shared, self.loads, wire, lambda: others, LIMITS)
+
+
+def shared_of(name):
+    faults = Faults(LIMITS)
+    turns = Turns(name, LIMITS, lambda: asyncio.get_running_loop().time())
+    return Shared(Ledger(), faults, turns, Hearsay(None, faults, tuple, LIMITS))
 
 
 def simulate(main):
@@ -126,7 +135,7 @@ def test_what_does_not_change_is_not_told_again():
         one.ledger.add("d7", Load(1, 1, 1, 1))
         await asyncio.sleep(0.3)
         told = [json.loads(each) for each in wire.messages]
-        assert [loads for name, _, _, loads in told if name == "a" and loads] == [
+        assert [loads for name, _, _, loads, *_ in told if name == "a" and loads] == [
             {"d7": [2, 2, 2, 2]}
         ]
         for task in tasks:
@@ -137,8 +146,8 @@ def test_what_does_not_change_is_not_told_again():
 
 
 def test_a_message_after_a_lost_one_is_not_taken():
-    ledger = Ledger()
-    loads = PeerLoads("me", ledger, LIMITS)
+    shared = shared_of("me")
+    ledger, loads = shared.ledger, PeerLoads("me", shared, LIMITS)
 
     def take(*message):
         return json.loads(loads.take(json.dumps(message).encode(), 0.0))[1]
@@ -174,6 +183,7 @@ async def running(*flags):
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", START, "--port", "0", "--log-json", *flags),
         stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "SPINNEY_PEER_SECRET": "a secret of these tests"},
     )
     try:
         async with asyncio.timeout(30):

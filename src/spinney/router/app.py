@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from spinney.router.metrics import RouterMetrics
     from spinney.router.peer_app import Siblings
     from spinney.router.table import WorkerTable
+    from spinney.router.turns import Turns
 
     Message = MutableMapping[str, Any]
     Receive = Callable[[], Awaitable[Message]]
@@ -80,7 +81,9 @@ class RouterApp:
         ids: IdSource,
         tracer: Tracer = NO_TRACER,
         siblings: Siblings | None = None,
+        turns: Turns | None = None,
     ) -> None:
+        self._turns = turns
         self._serving = serving
         self._table = table
         self._limits = limits
@@ -281,6 +284,8 @@ class RouterApp:
         if not known and self._table.complete():
             await self._unknown_model(run.reply, inbound.model)
             return Outcome.UNKNOWN_MODEL
+        if known and self._turns is not None and self._turns.needed:
+            run.claim = replace(run.claim, door=self._turns.door(inbound.model))
         try:
             return await self._serving.serve(run)
         except ClientStalledError:

@@ -11,12 +11,15 @@ from spinney.router.app import RouterApp
 from spinney.router.cache_view import CacheView
 from spinney.router.choosing import Chooser
 from spinney.router.event_feeds import EventFeeds
+from spinney.router.hearsay import Hearsay
 from spinney.router.load import Faults, Ledger
 from spinney.router.metrics import RouterMetrics
 from spinney.router.prefix_index import PrefixIndex
 from spinney.router.serving import Serving
+from spinney.router.sharing import Shared
 from spinney.router.stories import Stories
 from spinney.router.table import ModelProbe, WorkerTable
+from spinney.router.turns import Turns
 from spinney.router.upstream import Upstream
 from spinney.router.vigil import LifeProbe, Vigil
 from spinney.tracing import NO_TRACER, Tracer
@@ -54,13 +57,16 @@ class Router:
     feeds: EventFeeds | None
     vigil: Vigil
     stories: Stories
-    registry: CollectorRegistry
+    metrics: RouterMetrics
+    shared: Shared
+    """What it shares with other routers, where something tells them."""
 
     async def run(self) -> None:
         """Keep track of workers and their caches until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.table.run())
             tasks.create_task(self.vigil.run())
+            tasks.create_task(self.shared.hearsay.run())
             if self.feeds is not None:
                 tasks.create_task(self.feeds.run())
 
@@ -79,9 +85,11 @@ def assemble(
     tokenizers: Mapping[str, PromptTokenizer] | None = None,
     tracer: Tracer = NO_TRACER,
     siblings: Siblings | None = None,
+    me: str = "",
 ) -> Router:
     """Return a router for the workers of *source*. Called on the loop that it will run on.
 
+    *me* is its name among other routers.
     Without *subscribe* no KV events are followed; without *tokenizers* only prompts that come as
     token ids are looked up in what they tell.
     """
@@ -102,6 +110,8 @@ def assemble(
 
     table = WorkerTable(source, network, limits, forget)
     vigil = Vigil(network, faults, table.workers, limits)
+    turns = Turns(me, limits, asyncio.get_running_loop().time)
+    shared = Shared(ledger, faults, turns, Hearsay(network, faults, table.workers, limits))
     chooser = Chooser(table, ledger, faults, vigil, policy=policy, limits=limits, rng=rng)
     serving = Serving(
         table,
@@ -129,5 +139,8 @@ def assemble(
         ids=ids,
         tracer=tracer,
         siblings=siblings,
+        turns=turns,
     )
-    return Router(app, serving, table, ledger, cache, blocks, feeds, vigil, stories, registry)
+    return Router(
+        app, serving, table, ledger, cache, blocks, feeds, vigil, stories, metrics, shared
+    )
