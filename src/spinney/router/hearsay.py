@@ -76,12 +76,15 @@ class Hearsay:
         named = set(failing)
         for key in [key for key in self._refuted if key[0] == router and key[1] not in named]:
             del self._refuted[key]
+        for worker, routers in self._pending.items():
+            if worker not in named:
+                routers.discard(router)  # What it says next of that one is another matter.
         if not named:
             return
         workers = self._workers()
-        for worker in workers:
-            if worker.name in named and worker.available:
-                self._consider(router, worker, workers, now_s)
+        for each in workers:
+            if each.name in named and each.available:
+                self._consider(router, each, workers, now_s)
 
     def _consider(
         self, router: str, worker: Worker, workers: Sequence[Worker], now_s: float
