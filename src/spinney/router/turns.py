@@ -285,6 +285,8 @@ class Turns:
         """What others have heard of this router by now."""
         self._told: deque[tuple[float, _Said]] = deque()
         """What they are told and have not heard for sure, and when they were told."""
+        self._reported: tuple[float, dict[str, dict[str, Standing]]] = (-1e9, {})
+        """When others were told last, and what."""
         self._past: deque[tuple[float, str, _Said]] = deque(maxlen=MOST_PAST)
         """What other routers said before, and when it ceased to be so."""
         self._held: dict[tuple[str, str], _Held] = {}
@@ -337,8 +339,14 @@ class Turns:
     # What others say
 
     def report(self, now_s: float) -> dict[str, dict[str, Standing]]:
-        """Return what other routers are told now, by model and tenant."""
+        """Return what other routers are told now, by model and tenant.
+
+        All that are told at about the same time are told the same.
+        """
+        if now_s - self._reported[0] < self._limits.share_every_s / 2:
+            return self._reported[1]
         told = self._standings()
+        self._reported = (now_s, told)
         said = _added_up(told)
         self._heard_by_now(now_s)
         if said != (self._told[-1][1] if self._told else self._known):
