@@ -26,8 +26,16 @@ from spinney.router.limits import Limits
 from spinney.router.metrics import RouterMetrics
 from spinney.router.peer_app import MOST_MESSAGE_BYTES, HttpPeers, PeerApp
 from spinney.router.peer_seal import HEADER, MOST_AGE_S, Refusal, Seal
-from spinney.router.sharing import LOAD_PATH, MOST_TOKENS, PeerLoads
+from spinney.router.sharing import (
+    LOAD_PATH,
+    MOST_FAILING,
+    MOST_LOADS,
+    MOST_MODELS,
+    MOST_TOKENS,
+    PeerLoads,
+)
 from spinney.router.stories import Stories
+from spinney.router.turns import MOST_STANDINGS
 
 SECRET = b"0123456789abcdef"
 MESSAGE = json.dumps(["a", 0, 1, {"d0": [1, 2, 3, 4]}]).encode()
@@ -169,6 +177,57 @@ def test_an_answer_of_who_has_not_the_secret_counts_for_nothing():
         assert await links.post(server.url, LOAD_PATH, MESSAGE) is None
         await links.aclose()
         await server.stop()
+
+    asyncio.run(main())
+
+
+STAND = [1, 1, 1, 1.0]
+MANY = {f"x{number}": [0, 0, 0, 0] for number in range(MOST_STANDINGS + 1)}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        ["", 0, 1, {}],
+        ["a" * 65, 0, 1, {}],
+        ["a", -1, 1, {}],
+        ["a", 0, 0, {}],
+        ["a", 0, 2**54, {}],
+        ["a", 0, 1.5, {}],
+        ["a", 0, 1, {"d0": [1, 2, 3]}],
+        ["a", 0, 1, {"d0": [2**20 + 1, 0, 0, 0]}],
+        ["a", 0, 1, {"d0": [0, 2**40 + 1, 0, 0]}],
+        ["a", 0, 1, {"d" * 513: [0, 0, 0, 0]}],
+        ["a", 0, 1, {f"d{number}": [0, 0, 0, 0] for number in range(MOST_LOADS + 1)}],
+        ["a", 0, 1, {}, [f"d{number}" for number in range(MOST_FAILING + 1)]],
+        ["a", 0, 1, {}, [], {"m": {"t": [-1, 0, 0, 0]}}],
+        ["a", 0, 1, {}, [], {"m": {"t": [0, 2**20 + 1, 0, 0]}}],
+        ["a", 0, 1, {}, [], {"m": {"t": [0, 0, 2**53 + 1, 0]}}],
+        ["a", 0, 1, {}, [], {"m": {"t": [0, 0, 0, 1e300]}}],
+        ["a", 0, 1, {}, [], {"m": MANY}],
+        ["a", 0, 1, {}, [], {f"m{number}": {"t": STAND} for number in range(MOST_MODELS + 1)}],
+    ],
+)
+def test_a_message_with_a_figure_out_of_bounds_is_refused_as_a_whole(message):
+    async def main():
+        shared = shared_of("me")
+        loads = PeerLoads("me", shared, LIMITS)
+        loads.take(json.dumps(["a", 0, 1, {"d0": [1, 1, 1, 1]}, ["d0"], {"m": {"t": STAND}}]), 0.0)
+        before = shared.ledger.loads_now()["d0"]
+        with pytest.raises(msgspec.DecodeError):
+            loads.take(msgspec.json.encode(message), 0.0)
+        assert shared.ledger.loads_now() == {"d0": before}
+        assert shared.turns.shared
+
+    asyncio.run(main())
+
+
+def test_an_older_router_is_understood():
+    async def main():
+        shared = shared_of("me")
+        loads = PeerLoads("me", shared, LIMITS)
+        loads.take(json.dumps(["a", 0, 1, {"d0": [1, 1, 1, 1]}]), 0.0)
+        assert set(shared.ledger.loads_now()) == {"d0"}
 
     asyncio.run(main())
 
