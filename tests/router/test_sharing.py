@@ -162,6 +162,41 @@ def test_a_message_after_a_lost_one_is_not_taken():
     assert ledger.loads_now().get("d0", IDLE) == IDLE
 
 
+STATES = st.lists(
+    st.tuples(
+        st.dictionaries(st.sampled_from(["d0", "d1"]), st.integers(0, 9)),
+        st.sets(st.sampled_from(["d0", "d1"])),
+        st.dictionaries(st.sampled_from("tu"), st.integers(0, 9)),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(STATES, st.data())
+def test_of_messages_lost_doubled_and_late_the_latest_counts(states, data):
+    async def main():
+        shared = shared_of("me")
+        loads = PeerLoads("me", shared, LIMITS)
+        came = data.draw(
+            st.lists(st.integers(1, len(states)), min_size=1, max_size=2 * len(states))
+        )
+        for seq in came:
+            load, failing, tenants = states[seq - 1]
+            message = ["a", 0, seq, {name: [0, 0, count, 0] for name, count in load.items()}]
+            message += [sorted(failing), {"m": {t: [n, 0, 0, 0.0] for t, n in tenants.items()}}]
+            assert json.loads(loads.take(json.dumps(message).encode(), 0.0))[1] is True
+        load, _, tenants = states[max(came) - 1]
+        found = {name: each.decode_requests for name, each in shared.ledger.loads_now().items()}
+        assert found == {name: count for name, count in load.items() if count}
+        (said,) = shared.turns._peers.values()
+        assert {name: wish.running for name, wish in said.tenants.items()} == tenants
+        loads.expire(LIMITS.peer_expiry_s + 0.1)
+        assert (shared.ledger.loads_now(), shared.turns.shared) == ({}, False)
+
+    asyncio.run(main())
+
+
 def test_the_figures_of_processes_are_one_text_with_a_label():
     one = b'# HELP a A\n# TYPE a counter\na{x="}"} 1.0\nb 2\n'
     assert merged([(0, one), (1, one)]).decode().splitlines() == [
