@@ -145,6 +145,30 @@ def test_what_does_not_change_is_not_told_again():
     simulate(main)
 
 
+def test_a_message_to_one_router_that_is_played_to_another_does_it_no_harm():
+    async def main():
+        wire = Wire()
+        one, other, third = (Router(wire, name, ["a", "b", "c"]) for name in "abc")
+        tasks = [asyncio.ensure_future(each.sharing.run()) for each in (one, other, third)]
+        for number in range(20):
+            one.ledger.add("d0", Load(0, 0, 1, 0))
+            await asyncio.sleep(0.05)
+            said = [json.loads(body)[:3] for body in wire.messages]
+            numbers = [seq for name, _, seq in said if name == "a"]
+            assert len(numbers) == len(set(numbers)), "none is the next one of another's"
+            for body in wire.messages[-6:] if number % 3 else ():
+                for name in "bc":
+                    wire.routers[name].take(body, asyncio.get_running_loop().time())
+        await asyncio.sleep(0.2)
+        seen = [each.ledger.loads_now()["d0"].decode_requests for each in (other, third)]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return seen
+
+    assert simulate(main) == [20, 20]
+
+
 def test_a_message_after_a_lost_one_is_not_taken():
     shared = shared_of("me")
     ledger, loads = shared.ledger, PeerLoads("me", shared, LIMITS)

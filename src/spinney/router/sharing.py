@@ -199,6 +199,8 @@ class Sharing:
         self._transport = transport
         self._endpoints = endpoints
         self._limits = limits
+        self._seq = 0
+        """Of the last message to anybody: what was told to one is no news to another."""
         self._told: dict[str, _Told] = {}
         self._also: dict[str, tuple[str, ...]] = {}
         self._ours: set[str] = set()
@@ -275,7 +277,8 @@ class Sharing:
         own = shared.ledger.loads()
         names = list(own if not told.base else told.changed)[:MOST_LOADS]
         told.changed.clear()
-        told.seq += 1
+        self._seq += 1
+        told.seq = self._seq
         loads = {name: _numbers(own.get(name, IDLE)) for name in names}
         turns = shared.turns.report(now_s)
         same = told.base and turns == told.turns
