@@ -16,6 +16,7 @@ from spinney.errors import BadInputError
 from spinney.router.admission import Claim, FairQueue, Gate, RefusedError
 from spinney.router.limits import Limits
 from spinney.router.turns import (
+    MANY_STANDINGS,
     MEMORY_S,
     MOST_STANDINGS,
     PATIENCE_S,
@@ -425,3 +426,20 @@ def test_a_limit_is_read(text, want):
 def test_a_limit_that_is_none_is_refused(text):
     with pytest.raises(BadInputError, match="NAME=REQUESTS"):
         parse_limit(text)
+
+
+def test_many_tenants_are_told_of_less_often_and_waited_for_longer():
+    async def main():
+        limits = Limits()
+        turns = Turns("me", limits, asyncio.get_running_loop().time)
+        door = turns.door("m")
+        for number in range(10 * MANY_STANDINGS):
+            door.let_in(f"t{number}", 1.0)
+        first = turns.report(0.0)
+        door.let_in("one more", 1.0)
+        assert turns.report(limits.share_every_s) is first
+        assert "one more" in turns.report(10 * limits.share_every_s)["m"]
+        turns.heard("other", {"m": {"t0": Standing(0, 0, 0, 0.0)}}, 0.0)
+        return turns._settle_s() / limits.settle_s
+
+    assert simulate(main) == pytest.approx(11, abs=0.1)

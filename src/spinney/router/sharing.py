@@ -147,7 +147,6 @@ class PeerLoads:
         shared.hearsay.heard(router, said.failing, now_s)
         whole = said.turns is None and not said.base
         shared.turns.heard(router, {} if whole else said.turns, now_s)
-        shared.turns.fade(now_s)
         shared.turns.look()
 
     def expire(self, now_s: float) -> None:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 MOST_STANDINGS = 1024
 """Tenants, counted once for each model, in what one router says; the busiest come first."""
+MANY_STANDINGS = 100
+"""With so many in a report, reports take twice the time to be made and heard, and so on."""
 MOST_PAST = 1024
 """Words of other routers that are remembered after they said something else."""
 MOST_REQUESTS = 1 << 20
@@ -145,6 +147,10 @@ class _Said:
     work: dict[tuple[str, str], float] = field(default_factory=dict)
     counted: dict[str, Fading] = field(default_factory=dict)
     """Its work for each model that was counted."""
+
+    def size(self) -> int:
+        """Return how many tenants it spoke of."""
+        return len(self.tenants)
 
     def of(self, kind: str, name: str) -> Wish:
         """Return what it said of one model or one tenant."""
@@ -343,7 +349,7 @@ class Turns:
 
         All that are told at about the same time are told the same.
         """
-        if now_s - self._reported[0] < self._limits.share_every_s / 2:
+        if now_s - self._reported[0] < self._pace() * self._limits.share_every_s / 2:
             return self._reported[1]
         told = self._standings()
         self._reported = (now_s, told)
@@ -353,9 +359,17 @@ class Turns:
             self._told.append((now_s, said))
         return told
 
+    def _pace(self) -> float:
+        """Return how much more slowly than few tenants many are told of: it takes time."""
+        sizes = (sum(map(len, self._reported[1].values())), *map(_Said.size, self._peers.values()))
+        return 1.0 + max(sizes) / MANY_STANDINGS
+
+    def _settle_s(self) -> float:
+        return self._pace() * self._limits.settle_s
+
     def _heard_by_now(self, now_s: float) -> _Said:
         """Return what others have heard of this router, at the least."""
-        while self._told and now_s - self._told[0][0] >= self._limits.settle_s:
+        while self._told and now_s - self._told[0][0] >= self._settle_s():
             self._known = self._told.popleft()[1]
         return self._known
 
@@ -480,7 +494,7 @@ class Turns:
         self, key: tuple[str, str], others: dict[str, Wish], now_s: float
     ) -> set[int]:
         """Return how many requests ended at other routers, as it was heard now and just before."""
-        while self._past and now_s - self._past[0][0] >= self._limits.settle_s:
+        while self._past and now_s - self._past[0][0] >= self._settle_s():
             self._past.popleft()
         total = sum(wish.ended for wish in others.values())
         found, latest = {total}, {name: wish.ended for name, wish in others.items()}
@@ -504,7 +518,7 @@ class Turns:
         """See to those that were held up, when others have heard of them."""
         if self._timer is None:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self._limits.settle_s, self._due)
+            self._timer = loop.call_later(self._settle_s(), self._due)
 
     def _due(self) -> None:
         self._timer = None
