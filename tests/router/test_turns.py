@@ -70,7 +70,10 @@ class World:
         self.cut = set()
         loop = asyncio.get_running_loop()
         self.turns = {name: Turns(name, limits, loop.time) for name in names}
-        self.gates = {name: Gate(limits, lambda: capacity) for name in names}
+        self.gates = {
+            name: Gate(limits, lambda: capacity, turns.door("m"))
+            for name, turns in self.turns.items()
+        }
         self.running, self.most = Counter(), Counter()
         self.at = {name: Counter() for name in names}
         self.served = Counter()
@@ -116,10 +119,9 @@ class World:
                 turns.forget(gone)
             turns.look()
 
-    async def ask(self, router, tenant, takes_s=1.0, cost=1.0, model="m"):
-        claim = Claim(tenant, door=self.turns[router].door(model))
+    async def ask(self, router, tenant, takes_s=1.0, cost=1.0):
         try:
-            async with self.gates[router].passed(claim, cost):
+            async with self.gates[router].passed(Claim(tenant), cost):
                 self.running[tenant] += 1
                 self.at[router][tenant] += 1
                 self.most[tenant] = max(self.most[tenant], self.running[tenant])
@@ -256,12 +258,13 @@ def test_a_router_that_claims_everything_keeps_nobody_out_for_good():
     async def main():
         loop = asyncio.get_running_loop()
         limits = Limits(tenant_limit=4, queue_deadline_s=1000)
-        turns, gate = Turns("me", limits, loop.time), Gate(limits, lambda: 100)
+        turns = Turns("me", limits, loop.time)
+        gate = Gate(limits, lambda: 100, turns.door("m"))
         lie = {"m": {"t": Standing(1 << 20, 1 << 20, 0, 1e15), "u": Standing(99, 9, 0, 0)}}
         came = []
 
         async def one():
-            async with gate.passed(Claim("t", door=turns.door("m")), 1):
+            async with gate.passed(Claim("t"), 1):
                 came.append(loop.time())
                 await asyncio.sleep(100)
 

@@ -248,8 +248,6 @@ class Claim:
     """Higher goes first."""
     ttft_ms: float | None = None
     """When its first token is wanted, from its coming on; None at any time."""
-    door: Door | None = field(default=None, compare=False, repr=False)
-    """Where routers count together what they let in; None where one counts for itself."""
 
 
 @dataclass(slots=True, eq=False)
@@ -268,13 +266,17 @@ class _Turn:
 class Gate:
     """The door in front of one model's workers."""
 
-    def __init__(self, limits: Limits, capacity: Callable[[], int]) -> None:
-        """*capacity* says how many requests may run now."""
+    def __init__(
+        self, limits: Limits, capacity: Callable[[], int], door: Door | None = None
+    ) -> None:
+        """*capacity* says how many requests may run now, of all routers that count at *door*."""
         self._limits = limits
         self._capacity = capacity
         shares = dict(limits.tenant_shares)
         self._queue: FairQueue[_Turn] = FairQueue(limits.max_waiting, shares)
-        self._door: Door | None = None
+        self._door = door
+        if door is not None:
+            door.waiters = self
         self._turn_s = 0.0
         self._last_out_s = 0.0
         self.running = 0
@@ -301,9 +303,6 @@ class Gate:
     @asynccontextmanager
     async def passed(self, claim: Claim, cost: float) -> AsyncIterator[None]:
         """Run what is inside when it is its turn; raise RefusedError when it is not let in."""
-        door = claim.door
-        if door is not None and door.waiters is not self:
-            door.waiters, self._door = self, door
         if self._may_pass(claim.tenant):
             self._let_in(claim.tenant, cost)
         else:

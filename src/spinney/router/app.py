@@ -19,9 +19,9 @@ from spinney.metrics import CONTENT_TYPE, exposition
 from spinney.router import openai
 from spinney.router.admission import Claim
 from spinney.router.relay import ClientStalledError, Headers, Reply
+from spinney.router.replies import RETRY_AFTER_S
 from spinney.router.request_trace import OPERATIONS, RequestTrace
 from spinney.router.run import Outcome, Run, request_id_headers
-from spinney.router.serving import RETRY_AFTER_S, Serving
 from spinney.router.stories import Stories, Story
 from spinney.tracing import NO_TRACER, Tracer, trace_id_of
 
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from spinney.router.limits import Limits
     from spinney.router.metrics import RouterMetrics
     from spinney.router.peer_app import Siblings
+    from spinney.router.serving import Serving
     from spinney.router.table import WorkerTable
-    from spinney.router.turns import Turns
 
     Message = MutableMapping[str, Any]
     Receive = Callable[[], Awaitable[Message]]
@@ -81,9 +81,7 @@ class RouterApp:
         ids: IdSource,
         tracer: Tracer = NO_TRACER,
         siblings: Siblings | None = None,
-        turns: Turns | None = None,
     ) -> None:
-        self._turns = turns
         self._serving = serving
         self._table = table
         self._limits = limits
@@ -284,8 +282,6 @@ class RouterApp:
         if not known and self._table.complete():
             await self._unknown_model(run.reply, inbound.model)
             return Outcome.UNKNOWN_MODEL
-        if known and self._turns is not None and self._turns.needed:
-            run.claim = replace(run.claim, door=self._turns.door(inbound.model))
         try:
             return await self._serving.serve(run)
         except ClientStalledError:
