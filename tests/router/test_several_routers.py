@@ -176,8 +176,8 @@ def children(program):
         return [int(each) for each in listed.read().split()]
 
 
-def established(pid, port):
-    """Return how many connections to *port* process *pid* has."""
+def established(pid, ports):
+    """Return how many connections process *pid* has that come from one of *ports*."""
     inodes = set()
     with contextlib.suppress(OSError):
         for name in os.listdir(f"/proc/{pid}/fd"):
@@ -187,7 +187,7 @@ def established(pid, port):
                 )
     with open(f"/proc/{pid}/net/tcp") as table:
         rows = [line.split() for line in table.readlines()[1:]]
-    return sum(r[9] in inodes and r[3] == "01" and int(r[1][-4:], 16) == port for r in rows)
+    return sum(r[9] in inodes and r[3] == "01" and int(r[2][-4:], 16) in ports for r in rows)
 
 
 async def held(port, count):
@@ -231,9 +231,10 @@ def test_connections_are_spread_over_processes_also_after_one_died(tmp_path):
                     )
                     assert program.lines("router process died")[0]["code"] == -signal.SIGKILL
                 connections = await held(program.port, 300)
+                ports = {writer.get_extra_info("sockname")[1] for _, writer in connections}
 
-                def spread():
-                    return [established(pid, program.port) for pid in children(program)]
+                def spread(ports=ports):
+                    return [established(pid, ports) for pid in children(program)]
 
                 await until(lambda s=spread: sum(s()) == 300, "all are taken")
                 spreads.append(spread())
@@ -253,12 +254,19 @@ def test_all_processes_drain_what_they_stream(tmp_path):
             worker.hold_mid_stream = asyncio.Event()
             async with streams(program, 36) as asking:
                 await until(lambda: len(worker.completions) == 36, "all stream")
-                serving = [established(pid, program.port) for pid in children(program)]
+                async with aiohttp.request("GET", program.url + "/metrics") as said:
+                    lines = (await said.text()).splitlines()
+                serving = {
+                    re.search('process="(.)"', line)[1]: float(line.split()[-1])
+                    for line in lines
+                    if line.startswith("spinney_router_inflight_requests") and "decode" in line
+                }
                 program.process.terminate()
                 await until(lambda: len(program.lines("draining")) == 3, "all drain")
                 worker.hold_mid_stream.set()
                 said = await asyncio.gather(*asking)
-            assert min(serving) > 0, "each process has some of them"
+            assert set(serving) == {"0", "1", "2"}, "each has some of them"
+            assert sum(serving.values()) == 36
             assert all(status == 200 for status, _ in said)
             assert all(text.rstrip().endswith("[DONE]") for _, text in said)
             assert await program.process.wait() == 0
