@@ -176,8 +176,8 @@ def children(program):
         return [int(each) for each in listed.read().split()]
 
 
-def established(pid, ports):
-    """Return how many connections process *pid* has that come from one of *ports*."""
+def established(pid, port, clients):
+    """Return how many connections to *port* process *pid* has that come from ports *clients*."""
     inodes = set()
     with contextlib.suppress(OSError):
         for name in os.listdir(f"/proc/{pid}/fd"):
@@ -187,7 +187,8 @@ def established(pid, ports):
                 )
     with open(f"/proc/{pid}/net/tcp") as table:
         rows = [line.split() for line in table.readlines()[1:]]
-    return sum(r[9] in inodes and r[3] == "01" and int(r[2][-4:], 16) in ports for r in rows)
+    found = [(int(r[1][-4:], 16), int(r[2][-4:], 16)) for r in rows if r[9] in inodes]
+    return sum(here == port and there in clients for here, there in found)
 
 
 async def held(port, count):
@@ -234,7 +235,7 @@ def test_connections_are_spread_over_processes_also_after_one_died(tmp_path):
                 ports = {writer.get_extra_info("sockname")[1] for _, writer in connections}
 
                 def spread(ports=ports):
-                    return [established(pid, ports) for pid in children(program)]
+                    return [established(pid, program.port, ports) for pid in children(program)]
 
                 await until(lambda s=spread: sum(s()) == 300, "all are taken")
                 spreads.append(spread())
