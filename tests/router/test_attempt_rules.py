@@ -258,3 +258,49 @@ def test_streams_that_may_not_migrate_are_asked_for_as_they_came():
             assert "return_token_ids" not in seen.body
 
     asyncio.run(main())
+
+
+class Letters:
+    """A tokenizer whose tokens are letters."""
+
+    def encode(self, text, *, add_special_tokens=True):
+        return [ord(letter) for letter in text]
+
+
+def test_the_tokenizer_without_a_name_is_for_all_models():
+    async def main():
+        async with fleet("d", parts={"tokenizers": {"": Letters()}}, **PATIENT) as world:
+            await world.ask(STREAM, headers={"x-request-id": "r"})
+            story = (await world.get("/debug/requests/r")).json
+            assert story["prompt_tokens"] == len(PROMPT["prompt"])
+
+    asyncio.run(main())
+
+
+def test_a_stream_that_broke_off_is_told_with_its_migrations():
+    async def main():
+        async with fleet("d d d", max_migrations=1, **PATIENT) as world:
+            in_turn(world.decode, "die-mid-stream", "die-mid-stream")
+            said = await world.ask(STREAM, headers={"x-request-id": "r"})
+            assert said.events[-1]["error"]["code"] == "worker_failed"
+            story = (await world.get("/debug/requests/r")).json
+            assert (story["attempts"], story["migrations"]) == (2, 1)
+            assert story["outcome"] == "broken-off"
+            again = {"stage": "migration", "cause": "broken"}
+            assert await world.metric("retries_total", **again) == 1
+
+    asyncio.run(main())
+
+
+def test_where_all_have_failed_lately_one_is_asked_and_its_failure_is_the_answer():
+    async def main():
+        limits = PATIENT | {"return_wait_s": 0.05, "avoid_first_s": 60.0, "avoid_most_s": 60.0}
+        async with fleet("d d", **limits) as world:
+            for worker in world.decode:
+                await worker.server.stop()
+            await world.ask(STREAM)
+            said = await world.ask(STREAM, headers={"x-request-id": "r"})
+            story = (await world.get("/debug/requests/r")).json
+            assert (said.status, story["attempts"]) == (502, 1)
+
+    asyncio.run(main())
