@@ -177,7 +177,7 @@ class Arena:
         self.truth = Truth(kind)
         self.tally = Tally()
         pace = ("--speed-up", str(1 / slow_down)) if kind == "mock" else ()
-        plain = ("--no-kv-shared-memory",)
+        plain = ("--no-kv-shared-memory", *(("--no-kv-nixl",) if kind == "engine" else ()))
         self.workers = [
             WorkerProcess(kind, "p0", "prefill", folder, Random(seed), *pace),
             WorkerProcess(kind, "p1", "prefill", folder, Random(seed + 1), *pace),
