@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from spinney import log as logs
 from spinney.engine.batch_layout import lay_out
+from spinney.engine.decode_options import DecodeOptions
 from spinney.engine.decode_rows import part as parted
 from spinney.engine.part import WHOLE, Part
 
@@ -29,7 +30,7 @@ except ImportError as error:
     ) from error
 
 from spinney.engine.tensor.attention import choose_attention
-from spinney.engine.tensor.decode_step import MOST_SEQUENCES, choose_decode_step
+from spinney.engine.tensor.decode_step import choose_decode_step
 from spinney.engine.tensor.pool import KVPool, to_main_memory
 from spinney.engine.tensor.replay import CaptureError
 from spinney.engine.tensor.transformer import Transformer, usable_device, usable_dtype
@@ -49,20 +50,6 @@ log = logs.get_logger("engine")
 
 QUERY_TILE = 512
 """Queries of a chunk that attend at once: bounds the mask, and the scores where they are stored."""
-
-
-@dataclass(frozen=True, slots=True)
-class GpuOptions:
-    """How sequences decode; see `DECODE_GRAPH` and `PAGED_ATTENTION` for what may be asked for.
-
-    *most_sequences* is the largest batch that is captured; larger ones run eagerly. *most_blocks*
-    is what one sequence may have; 0: as many as the model has positions for.
-    """
-
-    decode_graph: str = "eager"
-    paged_attention: str = "auto"
-    most_sequences: int = MOST_SEQUENCES
-    most_blocks: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,8 +110,9 @@ class TorchExecutor:
         dtype: str = "float32",
         threads: int | None = None,
         part: Part = WHOLE,
-        options: GpuOptions | None = None,
+        options: DecodeOptions | None = None,
     ) -> None:
+        options = options or DecodeOptions()
         self._layout = checkpoint.kv_layout(part, dtype, block_size)
         shape = self._layout.shard_shape(part.shard(self._layout))
         self._device, torch_dtype = usable_device(device), usable_dtype(dtype)
@@ -133,23 +121,15 @@ class TorchExecutor:
         self._num_blocks = num_blocks
         self._model = Transformer(checkpoint.cut(part), part, self._device, torch_dtype)
         self._pool = KVPool(num_blocks, shape, torch_dtype, self._device)
-        self._choose(options or GpuOptions())
-
-    def _choose(self, options: GpuOptions) -> None:
-        model, pool, config = self._model, self._pool, self._model.config
-        positions = -(-config.max_position_embeddings // pool.block_size)
         with self._at_work():
             self._attention = choose_attention(
-                options.paged_attention, config, pool.block_size, self._device, model.dtype
+                options.attention,
+                self._model.config,
+                self._pool.block_size,
+                self._device,
+                torch_dtype,
             )
-            self._decode = choose_decode_step(
-                options.decode_graph,
-                model,
-                pool,
-                self._attention,
-                most_sequences=options.most_sequences,
-                most_blocks=min(options.most_blocks or positions, self._num_blocks),
-            )
+            self._decode = choose_decode_step(options, self._model, self._pool, self._attention)
 
     @property
     def layout(self) -> KVLayout:

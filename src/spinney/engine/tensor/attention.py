@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from spinney.engine.tensor.paged_kernel import PagedKernel
     from spinney.engine.tensor.transformer import Attend
 
-PAGED_ATTENTION = ("auto", "kernel", "gather")
-"""What may be asked for."""
 TOLERANCES = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 """How far the kernel may be from the gathered answer to the check's values, which are about 1."""
 

@@ -25,17 +25,13 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from spinney.engine.decode_options import DecodeOptions
     from spinney.engine.decode_rows import Rows
     from spinney.engine.executor import SequenceStep
     from spinney.engine.tensor.attention import PagedAttention
     from spinney.engine.tensor.pool import KVPool
     from spinney.engine.tensor.replay import Capture, Step
     from spinney.engine.tensor.transformer import RunLayer, Transformer
-
-DECODE_GRAPH = ("auto", "cuda", "compile", "static", "eager")
-"""What may be asked for."""
-MOST_SEQUENCES = 64
-"""The largest batch that is captured, unless another is given."""
 
 log = logs.get_logger("engine")
 
@@ -144,40 +140,35 @@ class DecodeStep:
 
 
 def choose_decode_step(
-    wanted: str,
-    model: Transformer,
-    pool: KVPool,
-    attention: PagedAttention,
-    *,
-    most_sequences: int,
-    most_blocks: int,
+    options: DecodeOptions, model: Transformer, pool: KVPool, attention: PagedAttention
 ) -> DecodeStep | None:
-    """Return the step that is *wanted*, one of `DECODE_GRAPH`, captured; None: none, step eagerly.
+    """Return the step that *options* want, captured; None: none, step eagerly.
 
     Raises BadInputError when what is wanted by name cannot be had. Ranks of a group, whose sums
     leave the device in the middle of a step, get None for what is captured, and a warning.
     """
-    device = model.device
+    device, wanted = model.device, options.graph
     wish = wanted
     if wish == "auto":
         wish = "cuda" if device.type == "cuda" and model.part.collective is None else "eager"
     if wish == "cuda" and device.type != "cuda":
         raise BadInputError(
             f"--decode-graph cuda: device {device} is no GPU; use --device cuda, or --decode-graph "
-            f"compile, which works on every device"
+            f"compile, which works on a CPU as well"
         )
     if wish in ("cuda", "compile") and model.part.collective is not None:
         log.warning("decode steps are not captured", wanted=wanted, reason="the model is shared")
         wish = "eager"
     if wish == "eager":
         return None
+    positions = -(-model.config.max_position_embeddings // pool.block_size)
     step = DecodeStep(
         model,
         pool,
         attention,
         CudaGraphs(device) if device.type == "cuda" and wish != "static" else Plain(),
-        most_sequences=most_sequences,
-        most_blocks=most_blocks,
+        most_sequences=options.most_sequences,
+        most_blocks=min(options.most_blocks or positions, pool.scratch),
         compiles=wish == "compile",
     )
     return _tried(step, wanted)

@@ -9,8 +9,10 @@ on lengths only inside the kernels, so that a captured launch serves every batch
 
 from __future__ import annotations
 
+import math
 import os
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import triton
@@ -30,20 +32,20 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _share_source(
-    query: Any,
-    pool: Any,
-    tables: Any,
-    lengths: Any,
-    partial: Any,
-    weight: Any,
-    scale: Any,
-    query_row: Any,
-    pool_block: Any,
-    pool_kind: Any,
-    pool_token: Any,
-    pool_head: Any,
-    table_row: Any,
-    table_column: Any,
+    query: tl.tensor,
+    pool: tl.tensor,
+    tables: tl.tensor,
+    lengths: tl.tensor,
+    partial: tl.tensor,
+    weight: tl.tensor,
+    scale: tl.tensor,
+    query_row: tl.tensor,
+    pool_block: tl.tensor,
+    pool_kind: tl.tensor,
+    pool_token: tl.tensor,
+    pool_head: tl.tensor,
+    table_row: tl.tensor,
+    table_column: tl.tensor,
     GROUP: tl.constexpr,  # noqa: N803 - constants of a kernel
     ROWS: tl.constexpr,  # noqa: N803
     DIM: tl.constexpr,  # noqa: N803
@@ -108,9 +110,9 @@ def _share_source(
 
 
 def _join_source(
-    partial: Any,
-    weight: Any,
-    out: Any,
+    partial: tl.tensor,
+    weight: tl.tensor,
+    out: tl.tensor,
     DIM: tl.constexpr,  # noqa: N803 - constants of a kernel
     WIDTH: tl.constexpr,  # noqa: N803
     SHARES: tl.constexpr,  # noqa: N803
@@ -131,56 +133,81 @@ _share = triton.jit(_share_source)
 _join = triton.jit(_join_source)
 
 
+@dataclass(frozen=True, slots=True)
 class PagedKernel:
     """Attends over pools of *kv_heads* heads; *programs* of the first kernel fill the device."""
 
-    def __init__(self, kv_heads: int, block_size: int, programs: int) -> None:
-        self._kv_heads = kv_heads
-        self._block_size = block_size
-        self._programs = programs
-
-    def shares(self, sequences: int, tokens: int) -> int:
-        """Return in how many shares to read *sequences* of at most *tokens*; a power of two."""
-        useful = min(MOST_SHARES, -(-tokens // TILE))
-        wanted = -(-self._programs // (sequences * self._kv_heads))
-        return int(triton.next_power_of_2(max(1, min(useful, wanted))))
+    kv_heads: int
+    block_size: int
+    programs: int
 
     def attend(self, pool: Tensor, query: Tensor, tables: Tensor, lengths: Tensor) -> Tensor:
         """Return what *query* ``(sequences, heads, dim)`` mixes of their values.
 
         *pool* is one layer, ``(blocks, 2, size, kv heads, dim)``; *tables* ``(sequences, width)``
-        and *lengths* are int32, lengths at least 1. Every layout of them but that the dimensions of
-        a head lie side by side is allowed.
+        and *lengths* are int32, lengths at least 1. Of the pool and the tables every layout is
+        allowed in which the dimensions of a head lie side by side.
         """
-        query = query.contiguous()
-        count, heads, dim = query.shape
-        shares = self.shares(count, tables.shape[1] * self._block_size)
-        floats = {"dtype": torch.float32, "device": query.device}
-        partial = torch.empty((count * heads, shares, dim), **floats)
-        weight = torch.empty((count * heads, shares), **floats)
-        wide, group = int(triton.next_power_of_2(dim)), heads // self._kv_heads
-        _share[(count, self._kv_heads, shares)](
-            query,
-            pool,
-            tables,
-            lengths,
-            partial,
-            weight,
-            # The kernels take powers of two, the softmax powers of e.
-            dim**-0.5 * 1.4426950408889634,
-            query.stride(0),
-            *pool.stride()[:4],
-            *tables.stride(),
-            GROUP=group,
-            ROWS=max(LEAST_ROWS, int(triton.next_power_of_2(group))),
-            DIM=dim,
-            WIDTH=max(LEAST_ROWS, wide),
-            SIZE=self._block_size,
-            STEP=TILE,
-            UPCAST=INTERPRETED,
-        )
-        out = torch.empty_like(query)
-        _join[(count * heads,)](
-            partial, weight, out, DIM=dim, WIDTH=max(LEAST_ROWS, wide), SHARES=shares
-        )
-        return out
+        how = (self.kv_heads, self.block_size, self.programs)
+        # To a compiler it is one operation, or it would compile anew for every number of shares.
+        call = _operation if torch.compiler.is_compiling() else _attend
+        attended: Tensor = call(pool, query, tables, lengths, *how)
+        return attended
+
+
+def number_of_shares(sequences: int, kv_heads: int, tokens: int, programs: int) -> int:
+    """Return in how many shares to read each sequence of at most *tokens*; a power of two."""
+    useful = min(MOST_SHARES, -(-tokens // TILE))
+    wanted = -(-programs // (sequences * kv_heads))
+    return int(triton.next_power_of_2(max(1, min(useful, wanted))))
+
+
+def _attend(
+    pool: Tensor,
+    query: Tensor,
+    tables: Tensor,
+    lengths: Tensor,
+    kv_heads: int,
+    block_size: int,
+    programs: int,
+) -> Tensor:
+    query = query.contiguous()
+    count, heads, dim = query.shape
+    shares = number_of_shares(count, kv_heads, tables.shape[1] * block_size, programs)
+    floats = {"dtype": torch.float32, "device": query.device}
+    partial = torch.empty((count * heads, shares, dim), **floats)
+    weight = torch.empty((count * heads, shares), **floats)
+    group, wide = heads // kv_heads, max(LEAST_ROWS, int(triton.next_power_of_2(dim)))
+    _share[(count, kv_heads, shares)](
+        query,
+        pool,
+        tables,
+        lengths,
+        partial,
+        weight,
+        # The kernels take powers of two, the softmax powers of e.
+        dim**-0.5 * math.log2(math.e),
+        query.stride(0),
+        *pool.stride()[:4],
+        *tables.stride(),
+        GROUP=group,
+        ROWS=max(LEAST_ROWS, int(triton.next_power_of_2(group))),
+        DIM=dim,
+        WIDTH=wide,
+        SIZE=block_size,
+        STEP=TILE if query.element_size() <= 2 else TILE // 2,
+        UPCAST=INTERPRETED,
+    )
+    out = torch.empty_like(query)
+    _join[(count * heads,)](partial, weight, out, DIM=dim, WIDTH=wide, SHARES=shares)
+    return out
+
+
+_operation = torch.library.custom_op(
+    "spinney::paged_attention",
+    _attend,
+    mutates_args=(),
+    schema="(Tensor pool, Tensor query, Tensor tables, Tensor lengths, int kv_heads, "
+    "int block_size, int programs) -> Tensor",
+)
+_operation.register_fake(lambda pool, query, *rest: torch.empty_like(query.contiguous()))
