@@ -94,8 +94,8 @@ class GatherAttention:
     spread = GATHER_SPREAD
     wide_tables_cost = True
 
-    def __init__(self, config: ModelConfig, block_size: int) -> None:
-        self._kv_heads = config.num_kv_heads
+    def __init__(self, kv_heads: int, block_size: int) -> None:
+        self._kv_heads = kv_heads
         self._block_size = block_size
 
     def over(self, tables: Tensor, lengths: Tensor, equal: int | None = None) -> Attend:
@@ -114,11 +114,11 @@ class KernelAttention:
     spread = math.inf
     wide_tables_cost = False
 
-    def __init__(self, config: ModelConfig, block_size: int, programs: int) -> None:
+    def __init__(self, kv_heads: int, block_size: int, programs: int) -> None:
         # Only here, so that everything else works without Triton.
         from spinney.engine.tensor.paged_kernel import PagedKernel
 
-        self._kernel = PagedKernel(config.num_kv_heads, block_size, programs)
+        self._kernel = PagedKernel(kv_heads, block_size, programs)
 
     def over(self, tables: Tensor, lengths: Tensor, equal: int | None = None) -> Attend:
         """See `PagedAttention.over`."""
@@ -133,7 +133,7 @@ def choose_attention(
     ``auto`` is the kernel on a GPU where it can be had and gives the gathered answer. Raises
     BadInputError when ``kernel`` is wanted and it cannot, or does not.
     """
-    gather = GatherAttention(config, block_size)
+    gather = GatherAttention(config.num_kv_heads, block_size)
     if wanted == "gather" or (wanted == "auto" and device.type != "cuda"):
         return gather
     found = _kernel(config, block_size, device, dtype)
@@ -155,7 +155,7 @@ def _kernel(config: ModelConfig, block_size: int, device: Any, dtype: Any) -> Ke
     if find_spec("triton") is None:
         return "Triton is not installed (torch for CUDA brings it)"
     try:
-        kernel = KernelAttention(config, block_size, 2 * _processors(device))
+        kernel = KernelAttention(config.num_kv_heads, block_size, 2 * _processors(device))
         off = _disagreement(kernel, config, block_size, device, dtype)
     except Exception as error:  # noqa: BLE001 - a compiler for GPUs fails in many ways
         return f"the kernel does not run on {device}: {str(error).strip().splitlines()[0]}"
@@ -183,6 +183,6 @@ def _disagreement(
     lengths = torch.tensor([1, width * block_size - 1], dtype=torch.int32, device=device)
     answers = [
         attention.over(order.view(2, width), lengths)(pool.layer(0), query).float()
-        for attention in (kernel, GatherAttention(config, block_size))
+        for attention in (kernel, GatherAttention(heads, block_size))
     ]
     return float((answers[0] - answers[1]).abs().max())

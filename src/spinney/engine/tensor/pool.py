@@ -168,6 +168,8 @@ class KVPool:
         return self.memory[: self.scratch]
 
     def _arriving(self, flat: ByteArray) -> Iterable[Tensor]:
+        if not flat.size:
+            return ()
         if self._has_staging:
             return self._stage().send(flat, self._piece_blocks * self._block_bytes)
         # Torch takes only arrays that it could write to.
