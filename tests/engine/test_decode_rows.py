@@ -24,6 +24,7 @@ from spinney.engine.decode_rows import (
     part,
     powers,
     tokens_held,
+    widths,
 )
 from spinney.engine.executor import Batch, SequenceStep
 from spinney.errors import BadInputError
@@ -49,6 +50,12 @@ def test_buckets_double_up_to_the_largest_that_is_wanted(
     least: int, most: int, want: tuple[int, ...]
 ) -> None:
     assert powers(least, most) == want
+
+
+def test_widths_have_a_bucket_between_any_two_powers() -> None:
+    assert widths(4, 40) == (4, 6, 8, 12, 16, 24, 32, 40)
+    assert widths(50, 50) == (50,)
+    assert widths(4, 3) == (3,)
 
 
 @given(most=st.integers(1, 300), wanted=st.integers(1, 400))

@@ -165,9 +165,9 @@ def test_buckets_are_captured_once_and_the_smallest_that_holds_a_batch_runs(
     assert counting.captured == [(header + 4, batch) for batch in (5, 4, 2, 1)]
     for count, start in ((1, 0), (1, 15), (3, 3), (5, 16), (2, 40), (5, 17), (MOST + 1, 3)):
         static.step(decode_of(count, start))
-    wanted = [(1, 4), (1, 4), (4, 4), (5, 8), (2, 16), (5, 8)]
+    wanted = [(1, 4), (1, 4), (4, 4), (5, 6), (2, 12), (5, 6)]
     assert counting.ran == [(header + width, batch) for batch, width in wanted]
-    assert counting.captured[4:] == [(header + 8, 5), (header + 16, 2)]
+    assert counting.captured[4:] == [(header + 6, 5), (header + 12, 2)]
 
 
 def test_more_sequences_or_blocks_than_there_are_buckets_for_run_eagerly(

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from spinney.errors import BadInputError
 
 DECODE_GRAPH = ("auto", "cuda", "compile", "static", "eager")
-"""How a decode step runs: ``cuda`` captures it as a CUDA graph; ``compile`` compiles its layers, and
-captures that on a GPU; ``static`` runs what would be captured as it is; ``eager`` knows no fixed
+"""How a decode step runs: ``cuda`` captures it as a CUDA graph; ``compile`` compiles its layers,
+and on a GPU captures that; ``static`` runs what would be captured as it is; ``eager`` has no fixed
 shape. ``auto`` is ``cuda`` on a GPU, where a whole step stays on it, else ``eager``."""
 PAGED_ATTENTION = ("auto", "kernel", "gather")
 """How it attends: ``kernel`` reads KV blocks in place, ``gather`` copies them first. ``auto`` is

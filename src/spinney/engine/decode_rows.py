@@ -40,6 +40,13 @@ def powers(least: int, most: int) -> tuple[int, ...]:
     return tuple(sorted(sizes))
 
 
+def widths(least: int, most: int) -> tuple[int, ...]:
+    """Return `powers`, and a bucket between any two: what is padded in vain is a third at most."""
+    whole = powers(least, most)
+    between = (size + size // 2 for size in whole[:-1])
+    return tuple(sorted({*whole, *(size for size in between if size < most)}))
+
+
 def bucket(sizes: Sequence[int], wanted: int) -> int | None:
     """Return the smallest of the ascending *sizes* that holds *wanted*; None if none does."""
     return next((size for size in sizes if size >= wanted), None)

@@ -16,7 +16,16 @@ import torch
 
 from spinney import log as logs
 from spinney.engine import decode_rows
-from spinney.engine.decode_rows import HEADER, NARROWEST, bucket, clear, fill, powers, tokens_held
+from spinney.engine.decode_rows import (
+    HEADER,
+    NARROWEST,
+    bucket,
+    clear,
+    fill,
+    powers,
+    tokens_held,
+    widths,
+)
 from spinney.engine.tensor.replay import CaptureError, CudaGraphs, Plain, check_equal, compiled
 from spinney.errors import BadInputError
 
@@ -73,7 +82,7 @@ class DecodeStep:
         self._capture = capture
         self._batches = powers(1, most_sequences)
         narrowest = NARROWEST if attention.wide_tables_cost else most_blocks
-        self._widths = powers(narrowest, most_blocks)
+        self._widths = widths(narrowest, most_blocks)
         self._captured: dict[tuple[int, int], _Captured] = {}
         self._run_layer = compiled(model.layer) if compiles else None
 
