@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
@@ -21,7 +21,10 @@ from spinney.errors import BadInputError
 torch = pytest.importorskip("torch", reason="the torch extra is not installed")
 
 from spinney.engine.tensor import decode_step  # noqa: E402
+from spinney.engine.tensor.attention import GatherAttention  # noqa: E402
+from spinney.engine.tensor.pool import KVPool  # noqa: E402
 from spinney.engine.tensor.replay import CaptureError, Plain, check_equal  # noqa: E402
+from spinney.engine.tensor.transformer import Transformer  # noqa: E402
 from spinney.engine.torch_executor import TorchExecutor  # noqa: E402
 
 if TYPE_CHECKING:
@@ -57,6 +60,50 @@ class Counting(Plain):
         def replay() -> Tensor:
             self.ran.append(shape)
             return run()
+
+        return replay
+
+
+class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
+    """Writes down operations with the very tensors that they took and made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tape: list[tuple[Any, Any, Any, list[Tensor]]] = []
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = op(*args, **(kwargs or {}))
+        taken = {memory_of(value) for value in tensors_of((args, kwargs))}
+        made = [value for value in tensors_of(result) if memory_of(value) not in taken]
+        self.tape.append((op, args, kwargs or {}, made))
+        return result
+
+
+def tensors_of(tree: Any) -> list[Tensor]:
+    leaves = torch.utils._pytree.tree_leaves(tree)
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+
+def memory_of(value: Tensor) -> int:
+    return int(value.untyped_storage().data_ptr())
+
+
+class Taped(Plain):
+    """What a CUDA graph is, on a CPU: the operations of one run again, on the same memory.
+
+    The step's Python does not run again; whatever it took from there is as it was.
+    """
+
+    def capture(self, step: Any, inputs: Tensor) -> Callable[[], Tensor]:
+        with Recorder() as recorder:
+            logits: Tensor = step(inputs)
+
+        def replay() -> Tensor:
+            for op, args, kwargs, made in recorder.tape:
+                again = tensors_of(op(*args, **kwargs))
+                for target, value in zip(made, again, strict=False):
+                    target.copy_(value)
+            return logits
 
         return replay
 
@@ -125,12 +172,16 @@ def batches(draw: st.DrawFn) -> Batch:
     return Batch(tuple(steps))
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.parametrize("capture", [Plain, Taped], ids=["run", "replayed"])
+@settings(max_examples=30)
 @given(drawn=st.lists(batches(), min_size=1, max_size=3))
 def test_any_batch_gives_the_eager_logits_and_leaves_the_eager_kv(
-    checkpoint: Checkpoint, drawn: list[Batch]
+    checkpoint: Checkpoint, capture: type[Plain], drawn: list[Batch]
 ) -> None:
-    eager, static = executor(checkpoint, "eager"), executor(checkpoint)
+    eager = executor(checkpoint, "eager")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decode_step, "Plain", capture)
+        static = executor(checkpoint)
     give_kv(eager, static)
     before = held(eager)
     written = np.zeros(BLOCKS, bool)
@@ -271,6 +322,47 @@ def test_a_capture_that_computes_something_else_is_not_used(found: Tensor) -> No
     check_equal(wanted + 0.01, wanted)
     with pytest.raises(CaptureError, match=r"off by .*, 0\.2 is allowed"):
         check_equal(found, wanted)
+
+
+class Watched(torch.utils._python_dispatch.TorchDispatchMode):
+    """Keeps which devices the operations touch that run under it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.devices: set[str] = set()
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = op(*args, **(kwargs or {}))
+        for value in torch.utils._pytree.tree_leaves((args, kwargs, result)):
+            if isinstance(value, torch.Tensor):
+                self.devices.add(value.device.type)
+        return result
+
+
+def on_meta(checkpoint: Checkpoint, part: Part) -> Watched:
+    """Run a step on a device that knows no values, which ends whatever asks for one."""
+    meta, config = torch.device("meta"), checkpoint.config
+    model = Transformer(checkpoint, part, meta, torch.bfloat16)
+    shape = (config.num_layers, 2, BLOCK, config.num_kv_heads, config.head_dim)
+    pool = KVPool(BLOCKS, shape, torch.bfloat16, meta)
+    attention = GatherAttention(config.num_kv_heads, BLOCK)
+    step = decode_step.DecodeStep(model, pool, attention, Plain(), most_sequences=4, most_blocks=8)
+    inputs = torch.zeros((decode_step.HEADER + 8, 4), dtype=torch.int32, device=meta)
+    with Watched() as watched, torch.inference_mode():
+        logits = step._compute(inputs)
+    assert logits.shape == (4, config.vocab_size)
+    return watched
+
+
+def test_a_step_stays_on_its_device_and_asks_for_no_value_so_that_it_can_be_captured(
+    checkpoint: Checkpoint,
+) -> None:
+    assert on_meta(checkpoint, Part()).devices == {"meta"}
+
+
+def test_a_step_of_a_rank_leaves_its_device_and_cannot_be_captured(one: Checkpoint) -> None:
+    with pytest.raises(NotImplementedError, match="meta"):
+        on_meta(one, Part(0, 2, Alone()))
 
 
 needs_compiler = pytest.mark.skipif(
