@@ -221,6 +221,15 @@ def test_buckets_are_captured_once_and_the_smallest_that_holds_a_batch_runs(
     assert counting.captured[4:] == [(header + 6, 5), (header + 12, 2)]
 
 
+def test_capturing_leaves_the_blocks_alone(
+    one: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode_step, "Plain", Taped)
+    static = executor(one)
+    assert static._pool.memory.any(), "nothing ran"
+    assert not held(static).any()
+
+
 def test_more_sequences_or_blocks_than_there_are_buckets_for_run_eagerly(
     one: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,8 +3,8 @@
 A step that decodes reads much KV and computes little, and there are few sequences to spread over a
 GPU. So each sequence and KV head is split along its tokens: a program reads its share once, for all
 query heads of the KV head, with an online softmax; a second kernel weighs the shares together.
-Invariants: no program reads beyond its sequence's length, not even the block table; shares depend
-on lengths only inside the kernels, so that a captured launch serves every batch of its shape.
+Invariants: no program reads KV beyond its sequence's length; shares depend on lengths only inside
+the kernels, so that a captured launch serves every batch of its shape.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
@@ -31,35 +31,44 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether the kernels run in Triton's interpreter, which also works on a CPU, slowly."""
 
 
-def _share_source(
-    query: tl.tensor,
-    pool: tl.tensor,
-    tables: tl.tensor,
-    lengths: tl.tensor,
-    partial: tl.tensor,
-    weight: tl.tensor,
+def _weigh_source(
+    asked: tl.tensor,
+    key: tl.tensor,
+    value: tl.tensor,
+    bias: tl.tensor,
     scale: tl.tensor,
-    query_row: tl.tensor,
-    pool_block: tl.tensor,
-    pool_kind: tl.tensor,
-    pool_token: tl.tensor,
-    pool_head: tl.tensor,
-    table_row: tl.tensor,
-    table_column: tl.tensor,
-    GROUP: tl.constexpr,  # noqa: N803 - constants of a kernel
-    ROWS: tl.constexpr,  # noqa: N803
-    DIM: tl.constexpr,  # noqa: N803
-    WIDTH: tl.constexpr,  # noqa: N803
-    SIZE: tl.constexpr,  # noqa: N803
-    STEP: tl.constexpr,  # noqa: N803
-    UPCAST: tl.constexpr,  # noqa: N803
+    highest: tl.tensor,
+    total: tl.tensor,
+    mixed: tl.tensor,
+) -> Any:
+    """Take some tokens into a softmax that is under way; *bias* is minus infinity for no token."""
+    score = tl.dot(asked, tl.trans(key), input_precision="ieee") * scale + bias[None, :]
+    peak = tl.maximum(highest, tl.max(score, 1))
+    shrink = tl.exp2(highest - peak)
+    portion = tl.exp2(score - peak[:, None])
+    total = total * shrink + tl.sum(portion, 1)
+    mixed = mixed * shrink[:, None]
+    mixed += tl.dot(portion.to(value.dtype), value, input_precision="ieee")
+    return peak, total, mixed
+
+
+_weigh = triton.jit(_weigh_source)
+
+
+# fmt: off
+def _share_source(
+    query: tl.tensor, pool: tl.tensor, tables: tl.tensor, lengths: tl.tensor,
+    partial: tl.tensor, weight: tl.tensor, scale: tl.tensor,
+    query_row: tl.tensor, pool_block: tl.tensor, pool_kind: tl.tensor, pool_token: tl.tensor,
+    pool_head: tl.tensor, table_row: tl.tensor, table_column: tl.tensor,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,  # noqa: N803
+    SIZE: tl.constexpr, STEP: tl.constexpr, UPCAST: tl.constexpr,  # noqa: N803 - constants
 ) -> None:
+    # fmt: on
     row, head, share = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    shares, heads = tl.num_programs(2), tl.num_programs(1)
     length = tl.load(lengths + row)
-    span = tl.cdiv(tl.cdiv(length, STEP), shares) * STEP
-    begin = share * span
-    end = tl.minimum(begin + span, length)
+    span = tl.cdiv(tl.cdiv(length, STEP), tl.num_programs(2)) * STEP
+    end = tl.minimum(share * span + span, length)
 
     member, dim = tl.arange(0, ROWS), tl.arange(0, WIDTH)
     is_query = (member[:, None] < GROUP) & (dim[None, :] < DIM)
@@ -71,7 +80,7 @@ def _share_source(
     highest = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     mixed = tl.zeros([ROWS, WIDTH], tl.float32)
-    for first in range(begin, end, STEP):
+    for first in range(share * span, end, STEP):
         token = first + tl.arange(0, STEP)
         seen = token < end
         at_table = row * table_row + (token // SIZE) * table_column
@@ -83,30 +92,16 @@ def _share_source(
         value = tl.load(spot + pool_kind, mask=is_kept, other=0.0)
         if UPCAST:
             key, value = key.to(tl.float32), value.to(tl.float32)
-        score = tl.dot(asked, tl.trans(key), input_precision="ieee") * scale
-        score = tl.where(seen[None, :], score, float("-inf"))
-        peak = tl.maximum(highest, tl.max(score, 1))
-        shrink = tl.exp2(highest - peak)
-        portion = tl.exp2(score - peak[:, None])
-        total = total * shrink + tl.sum(portion, 1)
-        mixed = mixed * shrink[:, None]
-        mixed += tl.dot(portion.to(value.dtype), value, input_precision="ieee")
-        highest = peak
+        bias = tl.where(seen, 0.0, float("-inf"))
+        highest, total, mixed = _weigh(asked, key, value, bias, scale, highest, total, mixed)
 
     # An empty share weighs nothing.
-    is_empty = total == 0.0
-    safe = tl.where(is_empty, 1.0, total)
-    slot = ((row * heads + head) * GROUP + member) * shares + share
-    tl.store(
-        weight + slot,
-        tl.where(is_empty, float("-inf"), highest + tl.log2(safe)),
-        mask=member < GROUP,
-    )
-    tl.store(
-        partial + slot[:, None].to(tl.int64) * DIM + dim[None, :],
-        mixed / safe[:, None],
-        mask=is_query,
-    )
+    safe = tl.where(total == 0.0, 1.0, total)
+    power = tl.where(total == 0.0, float("-inf"), highest + tl.log2(safe))
+    slot = ((row * tl.num_programs(1) + head) * GROUP + member) * tl.num_programs(2) + share
+    tl.store(weight + slot, power, mask=member < GROUP)
+    spot = partial + slot[:, None].to(tl.int64) * DIM + dim[None, :]
+    tl.store(spot, mixed / safe[:, None], mask=is_query)
 
 
 def _join_source(
