@@ -76,11 +76,15 @@ async def whole(send: Any, answer: Any) -> None:
 
 def serve_worker(port: int) -> None:
     import uvicorn
+    import uvloop
 
-    uvicorn.run(
-        worker, host="127.0.0.1", port=port, loop="uvloop", http="httptools", ws="none",
-        lifespan="off", log_config=None, access_log=False, backlog=4096,
+    from spinney.listener import ListeningServer, listen
+
+    config = uvicorn.Config(
+        worker, loop="none", http="httptools", ws="none", lifespan="off", log_config=None,
+        access_log=False,
     )  # fmt: skip
+    uvloop.run(ListeningServer(config).serve_until_stopped(listen("127.0.0.1", port)))
 
 
 # The clients

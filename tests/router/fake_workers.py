@@ -40,6 +40,14 @@ QUICK = Limits(
     probe_period_s=0.02,
     return_wait_s=0.2,
 )
+PATIENT: dict[str, float] = {
+    "connect_timeout_s": 10.0,
+    "prefill_deadline_s": 60.0,
+    "first_byte_deadline_s": 60.0,
+    "response_deadline_s": 60.0,
+    "idle_stream_deadline_s": 60.0,
+}
+"""For tests in which no deadline is to pass, however slow the machine is."""
 PATIENCE_S = 5.0
 REPORT = '{"outcome":"pulled","bytes_pulled":4096,"seconds":0.25}'
 """What a decode worker says of a hand-over in the last event before ``[DONE]``."""
@@ -90,6 +98,12 @@ class Fabric:
     fetched: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     """Handles that were fetched twice or never existed."""
+    rooms: dict[int, asyncio.Future[str]] = field(default_factory=dict)
+    """What prefill workers have for those that they meet there."""
+
+    def room(self, number: int) -> asyncio.Future[str]:
+        """Return what is, or will be, in a room."""
+        return self.rooms.setdefault(number, asyncio.get_running_loop().create_future())
 
 
 @dataclass
@@ -142,11 +156,19 @@ class FakeWorker:
         self.deaf = False
         """Whether it does not answer when it is asked for its health."""
         self.handles = 0
+        self.meets = False
+        """Whether it hands over by rendezvous."""
+        self.late: asyncio.Event | None = None
+        """What it waits for before it answers, though those that it meets have its KV."""
+        self.error_code: int | str = 500
+        """What an ``error-event`` says."""
         self.server = AsgiServer(self)
 
     @property
     def worker(self) -> Worker:
-        return Worker(self.name, self.server.url, self.role, frozenset({self.model}))
+        made = Worker(self.name, self.server.url, self.role, frozenset({self.model}))
+        port = 5600 if self.meets and self.role is Role.PREFILL else 0
+        return replace(made, rendezvous=self.meets, bootstrap_port=port)
 
     @property
     def completions(self) -> list[Seen]:
@@ -204,6 +226,8 @@ class FakeWorker:
         if seen.path == "/v1/responses":
             await self._respond(seen, send, fault)
             return
+        if "bootstrap_room" in seen.body and not await self._meet(seen, send):
+            return
         params = seen.body.get("kv_transfer_params") or {}
         if params.get("do_remote_decode"):
             await self._prefill(seen, send, fault)
@@ -231,6 +255,19 @@ class FakeWorker:
         for part in parts:
             await send({"type": "http.response.body", "body": part, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _meet(self, seen: Seen, send: Any) -> bool:
+        """Return whether the KV has come that this worker decodes from."""
+        room = self.fabric.room(seen.body["bootstrap_room"])
+        if self.role is Role.PREFILL:
+            room.set_result(self._known(seen))
+            if self.late is not None:
+                await self.late.wait()
+            await _answer(send, 200, {"id": "x"})
+            return False
+        if await room != self._known(seen):
+            self.fabric.wrong.append(str(seen.body["bootstrap_room"]))
+        return True
 
     async def _prefill(self, seen: Seen, send: Any, fault: str | int) -> None:
         if fault == "bad-json":
@@ -262,7 +299,10 @@ class FakeWorker:
 
     async def _whole(self, seen: Seen, send: Any) -> None:
         said = words(seen.body)
-        usage = {"prompt_tokens": 7, "completion_tokens": len(said), "total_tokens": 7 + len(said)}
+        usage: dict[str, Any] = {"prompt_tokens": 7, "completion_tokens": len(said)}
+        if self.cached_part is not None:
+            details = {"cached_tokens": int(1000 * self.cached_part)}
+            usage |= {"prompt_tokens": 1000, "prompt_tokens_details": details}
         choices = [
             _choice(seen.path, "".join(said), index, whole=True) | {"finish_reason": "length"}
             for index in range(seen.body.get("n") or 1)
@@ -287,7 +327,8 @@ class FakeWorker:
             self.server.cut()
             await asyncio.sleep(60)
         if fault == "error-event":
-            await event(json.dumps({"error": {"message": "boom", "type": "fake", "code": 500}}))
+            error = {"message": "boom", "type": "fake", "code": self.error_code}
+            await event(json.dumps({"error": error}))
         said = words(seen.body) if self.said_instead is None else self.said_instead
         for index, word in enumerate(said[told:], told):
             if index == self.fault_at:
@@ -437,9 +478,13 @@ async def fleet(
     seed: int = 1,
     parts: dict[str, Any] | None = None,
     models: dict[str, str] | None = None,
+    meets: bool = False,
     **changes: Any,
 ) -> AsyncIterator[Fleet]:
-    """Run workers named p0, p1, d0 … or b0, as *roles* says, with a router before them."""
+    """Run workers named p0, p1, d0 … or b0, as *roles* says, with a router before them.
+
+    *meets*: whether they hand over by rendezvous.
+    """
     made = Fleet()
     kinds = {"p": Role.PREFILL, "d": Role.DECODE, "b": Role.BOTH}
     for letter in roles.split():
@@ -447,6 +492,7 @@ async def fleet(
         made.workers[name] = FakeWorker(
             name, kinds[letter], made.fabric, (models or {}).get(name, "m")
         )
+        made.workers[name].meets = meets
         await made.workers[name].server.start()
     limits = replace(limits, **changes)
     source = StaticWorkers(
@@ -479,6 +525,13 @@ async def fleet(
             await made.server.stop()
             for worker in made.workers.values():
                 await worker.server.stop()
+
+
+def in_turn(workers: list[FakeWorker], *faults: str | int) -> None:
+    """Have the next requests to any of *workers* meet *faults*, one each; empty is none."""
+    left = list(faults)
+    for worker in workers:
+        worker._take_fault = lambda: left.pop(0) if left else ""  # type: ignore[method-assign]
 
 
 def lower(headers: Any) -> dict[str, str]:

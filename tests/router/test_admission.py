@@ -415,7 +415,7 @@ def test_requests_beyond_the_queue_are_refused_with_429():
             asking = [asyncio.ensure_future(world.ask(PROMPT))]
             await until(lambda: bool(world.decode[0].seen), "one is served")
             asking.append(asyncio.ensure_future(world.ask(PROMPT)))
-            await until(lambda: world.router.serving.waiting("m") == 1, "one waits")
+            await until(lambda: world.router.gates.waiting().get("m", 0) == 1, "one waits")
             refused = await world.ask(PROMPT)
             world.decode[0].hold.set()
             said = await asyncio.gather(*asking)
@@ -454,7 +454,7 @@ def test_the_routers_own_target_holds_for_requests_that_say_nothing():
             await until(lambda: bool(world.decode[0].seen), "one is served")
             late = await world.ask(PROMPT)
             asked = asyncio.ensure_future(world.ask(PROMPT, headers={"x-spinney-ttft-ms": "60000"}))
-            await until(lambda: world.router.serving.waiting("m") == 1, "it may wait")
+            await until(lambda: world.router.gates.waiting().get("m", 0) == 1, "it may wait")
             world.decode[0].hold.set()
             assert ((await first).status, (await asked).status) == (200, 200)
             assert (late.status, late.json["error"]["code"]) == (503, "deadline")
@@ -470,9 +470,9 @@ def test_a_client_that_leaves_the_queue_leaves_nothing_there():
             first = asyncio.ensure_future(world.ask(PROMPT))
             await until(lambda: bool(world.decode[0].seen), "one is served")
             second = asyncio.ensure_future(world.ask(PROMPT))
-            await until(lambda: world.router.serving.waiting("m") == 1, "one waits")
+            await until(lambda: world.router.gates.waiting().get("m", 0) == 1, "one waits")
             second.cancel()
-            await until(lambda: world.router.serving.waiting("m") == 0, "it is gone")
+            await until(lambda: world.router.gates.waiting().get("m", 0) == 0, "it is gone")
             world.decode[0].hold.set()
             assert (await first).status == 200
             assert len(world.decode[0].seen) == 1
@@ -496,7 +496,7 @@ def test_tenants_share_a_busy_worker():
                     waiting = len(asking)
                     asking.append(asyncio.ensure_future(world.ask(body, headers=headers)))
                     await until(
-                        lambda: world.router.serving.waiting("m") == waiting,  # noqa: B023
+                        lambda: world.router.gates.waiting().get("m", 0) == waiting,  # noqa: B023
                         "it waits",
                     )
             world.decode[0].hold.set()

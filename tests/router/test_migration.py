@@ -188,6 +188,8 @@ def test_the_token_counts_that_are_missing_come_from_another_worker():
                 assert said.events[-2]["usage"]["completion_tokens"] == 6
                 assert said.text == "".join(words(BODIES[PATHS[0]]))
             assert world.decode[0].faults_left == 0
+            again = [each.body for each in world.decode[1].seen if each.id == "r.2"]
+            assert ["resume_token_ids" in body for body in again] == [False], "it was complete"
 
     asyncio.run(main())
 

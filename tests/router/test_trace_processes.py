@@ -141,6 +141,7 @@ def test_without_otel_variables_nothing_of_it_is_imported(tmp_path):
             for name, program in stack.programs.items():
                 maps = Path(f"/proc/{program.process.pid}/maps").read_text()
                 loaded[name] = "opentelemetry" in maps or "google/_upb" in maps
+            await until(lambda: stack.router.lines("request"), "its line is in the log")
             return loaded, stack.router.lines("request")
 
     loaded, lines = asyncio.run(main())

@@ -19,9 +19,9 @@ from spinney.metrics import CONTENT_TYPE, exposition
 from spinney.router import openai
 from spinney.router.admission import Claim
 from spinney.router.relay import ClientStalledError, Headers, Reply
+from spinney.router.replies import RETRY_AFTER_S
 from spinney.router.request_trace import OPERATIONS, RequestTrace
 from spinney.router.run import Outcome, Run, request_id_headers
-from spinney.router.serving import RETRY_AFTER_S, Serving
 from spinney.router.stories import Stories, Story
 from spinney.tracing import NO_TRACER, Tracer, trace_id_of
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from spinney.router.limits import Limits
     from spinney.router.metrics import RouterMetrics
     from spinney.router.peer_app import Siblings
+    from spinney.router.serving import Serving
     from spinney.router.table import WorkerTable
 
     Message = MutableMapping[str, Any]

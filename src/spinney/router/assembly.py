@@ -8,17 +8,27 @@ from typing import TYPE_CHECKING, Protocol
 
 from spinney.kv.prefix_index import BlockIndex
 from spinney.router.app import RouterApp
+from spinney.router.attempts import Attempts
 from spinney.router.cache_view import CacheView
 from spinney.router.choosing import Chooser
+from spinney.router.decode_leg import DecodeLeg
 from spinney.router.event_feeds import EventFeeds
+from spinney.router.gates import Gates
 from spinney.router.load import Faults, Ledger
 from spinney.router.metrics import RouterMetrics
+from spinney.router.prefill_leg import PrefillLeg
 from spinney.router.prefix_index import PrefixIndex
+from spinney.router.prompt_lookup import PromptLookup
+from spinney.router.recorder import Recorder
+from spinney.router.replies import Replies
+from spinney.router.retries import Retries
 from spinney.router.serving import Serving
 from spinney.router.stories import Stories
 from spinney.router.table import ModelProbe, WorkerTable
+from spinney.router.ttft_targets import TtftTargets
 from spinney.router.upstream import Upstream
 from spinney.router.vigil import LifeProbe, Vigil
+from spinney.router.worker_call import WorkerCalls
 from spinney.tracing import NO_TRACER, Tracer
 
 if TYPE_CHECKING:
@@ -46,7 +56,7 @@ class Router:
     """A router that has to be run while ``app`` serves."""
 
     app: RouterApp
-    serving: Serving
+    gates: Gates
     table: WorkerTable
     ledger: Ledger
     cache: CacheView
@@ -89,12 +99,7 @@ def assemble(
     metrics = RouterMetrics(registry, ledger)
     blocks = BlockIndex()
     feeds = EventFeeds(source, blocks, subscribe, metrics) if subscribe else None
-    routed = PrefixIndex(limits.max_chunks_per_worker)
-    cache = (
-        CacheView(routed, blocks, feeds.heard, feeds.resync)
-        if feeds
-        else (CacheView(routed, blocks, ()))
-    )
+    cache = _cache(blocks, feeds, limits)
 
     def forget(worker: str) -> None:
         cache.gone(worker)
@@ -103,21 +108,11 @@ def assemble(
     table = WorkerTable(source, network, limits, forget)
     vigil = Vigil(network, faults, table.workers, limits)
     chooser = Chooser(table, ledger, faults, vigil, policy=policy, limits=limits, rng=rng)
-    serving = Serving(
-        table,
-        network,
-        limits=limits,
-        chooser=chooser,
-        vigil=vigil,
-        metrics=metrics,
-        ledger=ledger,
-        cache=cache,
-        tokenizers=tokenizers or {},
-        faults=faults,
-        stories=stories,
-    )
-    metrics.watch(table.workers, serving.all_waiting)
-    source.on_change(serving.look)
+    gates = Gates(table, limits)
+    seen = _Seen(limits, ledger, faults, cache, vigil, chooser, metrics, stories)
+    serving = _serving(seen, network, gates, tokenizers or {})
+    metrics.watch(table.workers, gates.waiting)
+    source.on_change(gates.look)
     app = RouterApp(
         serving,
         table,
@@ -130,4 +125,71 @@ def assemble(
         tracer=tracer,
         siblings=siblings,
     )
-    return Router(app, serving, table, ledger, cache, blocks, feeds, vigil, stories, registry)
+    return Router(app, gates, table, ledger, cache, blocks, feeds, vigil, stories, registry)
+
+
+def _cache(blocks: BlockIndex, feeds: EventFeeds | None, limits: Limits) -> CacheView:
+    routed = PrefixIndex(limits.max_chunks_per_worker)
+    if feeds is None:
+        return CacheView(routed, blocks, ())
+    return CacheView(routed, blocks, feeds.heard, feeds.resync)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What requests share: who is there, what they were given, and what was seen of them."""
+
+    limits: Limits
+    ledger: Ledger
+    faults: Faults
+    cache: CacheView
+    vigil: Vigil
+    chooser: Chooser
+    metrics: RouterMetrics
+    stories: Stories
+
+
+def _serving(
+    seen: _Seen, network: Network, gates: Gates, tokenizers: Mapping[str, PromptTokenizer]
+) -> Serving:
+    recorder = Recorder(seen.metrics, seen.stories)
+    lookup = PromptLookup(seen.cache, tokenizers, seen.metrics)
+    retries = Retries(seen.faults, seen.cache, recorder, limits=seen.limits)
+    replies = Replies(seen.limits.idle_stream_deadline_s)
+    targets = TtftTargets(seen.limits)
+    calls = WorkerCalls(network, seen.limits.max_answer_bytes)
+    prefill = PrefillLeg(
+        calls,
+        chooser=seen.chooser,
+        ledger=seen.ledger,
+        faults=seen.faults,
+        vigil=seen.vigil,
+        lookup=lookup,
+        retries=retries,
+        recorder=recorder,
+        limits=seen.limits,
+    )
+    decode = DecodeLeg(
+        calls,
+        faults=seen.faults,
+        vigil=seen.vigil,
+        lookup=lookup,
+        targets=targets,
+        replies=replies,
+        recorder=recorder,
+        metrics=seen.metrics,
+        limits=seen.limits,
+    )
+    attempts = Attempts(
+        prefill, decode, ledger=seen.ledger, lookup=lookup, retries=retries, recorder=recorder
+    )
+    return Serving(
+        gates,
+        seen.chooser,
+        attempts,
+        targets=targets,
+        lookup=lookup,
+        retries=retries,
+        replies=replies,
+        recorder=recorder,
+    )

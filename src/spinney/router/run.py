@@ -1,7 +1,12 @@
-"""One request on its way, and what it has found: no deciding, no waiting."""
+"""One request on its way, and what it has found: no deciding, no waiting.
+
+Invariant: what holds for one attempt only is in its `Attempt`, so that none takes over what another
+one came to.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -46,6 +51,26 @@ class Outcome(StrEnum):
 
 
 @dataclass(slots=True)
+class Attempt:
+    """One choice of workers, and what came of it so far."""
+
+    number: int = 0
+    """From 1 on; 0 before the first choice."""
+    local: bool = False
+    """Whether the decode worker has to compute the prompt itself."""
+    desperate: bool = False
+    """Whether its decode worker failed lately, and there is none that did not."""
+    chosen_s: float = 0.0
+    """By the loop's clock."""
+    expected: float = 0.0
+    """What the first token was thought to cost then."""
+    asked_s: float = 0.0
+    """When the worker was chosen that is asked now."""
+    answering: bool = False
+    """Whether the decode worker has begun to answer."""
+
+
+@dataclass(slots=True)
 class Run:
     """One request on its way."""
 
@@ -65,14 +90,10 @@ class Run:
     """The same, as far as each is trusted."""
     tried_prefill: set[str] = field(default_factory=set)
     tried_decode: set[str] = field(default_factory=set)
-    attempt: int = 0
+    attempt: Attempt = field(default_factory=Attempt)
+    """The present one."""
     counted: int = 0
     """Attempts that count: those that reached a worker and failed there."""
-    asked_s: float = 0.0
-    """When the worker was chosen that is asked now."""
-    desperate: bool = False
-    """Whether that worker failed lately, and there is none that did not."""
-    local: bool = False
     resumes_locally: bool = False
     """Whether a worker refused the hand-over of a stream that goes on."""
     journal: Journal | None = None
@@ -80,13 +101,12 @@ class Run:
     migrations: int = 0
     told: Sequence[int] = ()
     """Output tokens that the client has and the next worker goes on from."""
-    answering: bool = False
-    """Whether the worker of this attempt has begun to answer."""
     estimated: openai.Inbound | None = None
     """What came, with its length as estimated before it was tokenised."""
-    expected: float = 0.0
-    """What the first token was thought to cost, at `chosen_s`."""
-    chosen_s: float = 0.0
+
+    def age_s(self) -> float:
+        """Return how long ago it came."""
+        return asyncio.get_running_loop().time() - self.came_s
 
     @property
     def known_tokens(self) -> int:
@@ -114,13 +134,13 @@ class Run:
             splittable=self.inbound.splittable,
             tried_prefill=frozenset(self.tried_prefill),
             tried_decode=frozenset(self.tried_decode),
-            local=self.local,
+            local=self.attempt.local,
         )
 
     def settle(self) -> None:
         """Note what came of it, also where its stream broke off or its client went away."""
         story = self.story
-        story.attempts, story.migrations = self.attempt, self.migrations
+        story.attempts, story.migrations = self.attempt.number, self.migrations
         if story.output_tokens is None and self.journal is not None and not self.reply.finished:
             self.journal.read()
             story.output_tokens = len(self.journal.tokens) or None
@@ -134,7 +154,8 @@ class Run:
 
     def upstream_headers(self, span: Span) -> dict[str, str]:
         """Return the headers of what is asked within *span*; each attempt has an id of its own."""
-        suffix = f".{self.attempt}" if self.attempt > 1 else ""
+        number = self.attempt.number
+        suffix = f".{number}" if number > 1 else ""
         return span.carry({**self.headers, "x-request-id": self.id + suffix})
 
 
@@ -162,6 +183,11 @@ class Served:
     decode: Worker
     handover: Handover | None
     mode: Mode
+
+    @property
+    def prefill_name(self) -> str:
+        """Whose hand-over it is; empty without one."""
+        return self.handover.worker.name if self.handover else ""
 
     def headers(self) -> Headers:
         """Return the ``x-spinney-*`` headers of the answer."""
