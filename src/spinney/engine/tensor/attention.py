@@ -64,9 +64,12 @@ class Gathered:
 
     def __call__(self, pool: Tensor, query: Tensor) -> Tensor:
         """See `Attend`."""
-        # (sequences, width, 2, size, kv heads, dim) → (2, sequences, kv heads, tokens, dim)
-        gathered = pool[self.tables].permute(2, 0, 4, 1, 3, 5).flatten(3, 4)
-        keys, values = gathered[:, :, :, : self.equal]
+        # (sequences, width, size, kv heads, dim) → (sequences, kv heads, tokens, dim): keys apart
+        # from values, so that what is gathered need not be copied again to be in order.
+        keys, values = (
+            pool[:, kind][self.tables].flatten(1, 2)[:, : self.equal].transpose(1, 2)
+            for kind in (0, 1)
+        )
         # The query heads of a KV head stand where a kernel expects positions: none of the keys has
         # to be repeated.
         grouped = query.reshape(len(query), self.kv_heads, -1, query.shape[-1])
