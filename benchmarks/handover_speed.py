@@ -33,7 +33,7 @@ from spinney.engine.worker_thread import WorkerThread
 from spinney.kv.lease import Handle
 from spinney.kv.reshard import Span
 from spinney.kv.transfer import nixl
-from spinney.kv.transfer.connector import Pulled, PullRequest, Taken, checksum
+from spinney.kv.transfer.connector import HandoverError, Pulled, PullRequest, Taken, checksum
 from spinney.kv.transfer.tcp import TcpConnector, TransferServer
 
 if TYPE_CHECKING:
@@ -108,13 +108,22 @@ async def measure(model: str, port: int, num_blocks: int, repeat: int, device: s
     ]
     for name, connector in connectors:
         for count in (4, 64, num_blocks):
-            times = []
+            times, failures = [], []
             for _ in range(repeat):
                 started = time.perf_counter()
                 request = PullRequest(Handle("h"), executor.layout, "", Span(0, count * BLOCK))
-                async with connector.pull("127.0.0.1", port, request) as pulled:
-                    await thread.run(partial(store, executor, pulled))
+                try:
+                    async with connector.pull("127.0.0.1", port, request) as pulled:
+                        await thread.run(partial(store, executor, pulled))
+                except HandoverError as error:
+                    # A crowded machine misses deadlines that are meant to be missed.
+                    failures.append(str(error))
+                    continue
                 times.append(time.perf_counter() - started)
+            if failures:
+                print(f"{name:<14} {count * BLOCK:>6} tokens {len(failures)} failed: {failures[0]}")
+            if not times:
+                continue
             size = count * executor.layout.block_bytes
             best, median = min(times), statistics.median(times)
             print(
