@@ -165,7 +165,8 @@ def test_a_reader_that_refuses_its_request_has_no_blocks_kept(start_engine: Star
             body = {"prompt": prompt(8), "suffix": "x", **where}
             assert (await decode.post("/v1/completions", body)).status == 400
             late = await prefill.post("/v1/completions", {"prompt": prompt(8), **where})
-            assert late.status == 400
+            assert late.status == 200
+            await prefill.settle()
             # One that is under way already is computed to its end, for nobody.
             where = meeting(prefill)
             body = {"prompt": prompt(8), "suffix": "x", **where}
@@ -205,7 +206,9 @@ def test_a_room_serves_once_and_goes_with_one_prompt(start_engine: Start) -> Non
             await prefill.complete(prompt(10), max_tokens=4, **where)
             again = await prefill.post("/v1/completions", {"prompt": prompt(10), **where})
             assert (again.status, again.json["error"]["param"]) == (400, "bootstrap_room")
-            for fields in ({"n": 2}, {"prompt": [[5], [6]]}, {"bootstrap_port": None}):
+            two = {"prompt": [[5], [6]]}
+            three = {"bootstrap_room": [next(ROOMS) for _ in range(3)]}
+            for fields in ({"bootstrap_port": None}, two | {"bootstrap_host": []}, two | three):
                 body = {"prompt": prompt(11), **meeting(prefill), **fields}
                 answer = await prefill.post("/v1/completions", body)
                 assert (answer.status, answer.json["error"]["param"]) == (400, "bootstrap_room")
@@ -227,5 +230,56 @@ def test_a_reader_waits_as_long_as_there_are_signs_of_life(
             await prefill.complete(text, max_tokens=4, **where)
             report, _ = await waiting
             assert report["outcome"] == "pulled"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("first", ["prefill", "decode"])
+def test_a_reader_that_has_the_prompt_cached_waits_for_nobody(
+    start_engine: Start, first: str
+) -> None:
+    async def main() -> None:
+        async with (
+            start_engine(role="prefill", kv_lease_s=60) as prefill,
+            start_engine(recompute=False) as decode,
+        ):
+            text, where = prompt(13), meeting(prefill)
+            expected = tokens(await decode.complete(text, max_tokens=4))
+            if first == "prefill":
+                await prefill.complete(text, **where)
+            report = await decode.complete(text, max_tokens=4, **where)
+            assert tokens(report) == expected
+            assert report["kv_transfer_params"]["outcome"] == "cached"
+            if first == "decode":
+                await prefill.complete(text, **where)
+            again = await prefill.post("/v1/completions", {"prompt": text, **where})
+            assert again.status == 400
+            await prefill.settle()
+
+    asyncio.run(main())
+
+
+def test_each_prompt_has_a_room_and_further_choices_need_none(start_engine: Start) -> None:
+    async def main() -> None:
+        async with start_engine(role="prefill") as prefill, start_engine() as decode:
+
+            async def both(**fields: Any) -> list[list[int]]:
+                body = {"max_tokens": 5, **meeting(prefill), **fields}
+                _, answer = await asyncio.gather(prefill.complete(**body), decode.complete(**body))
+                assert answer["kv_transfer_params"]["outcome"] == "pulled"
+                return [choice["token_ids"] for choice in answer["choices"]]
+
+            two = [prompt(14), prompt(15)]
+            rooms = {"bootstrap_room": [next(ROOMS), next(ROOMS)]}
+            listed = {"bootstrap_host": ["[127.0.0.1]"] * 2}
+            listed |= {"bootstrap_port": [prefill.engine.transfer.port] * 2}
+            told = await both(prompt=two, **rooms, **listed)
+            assert told == [tokens(await prefill.complete(text, max_tokens=5)) for text in two]
+            assert await decode.metric("spinney:kv_handovers_total") == 2
+            one = tokens(await prefill.complete(prompt(16), max_tokens=5))
+            assert await both(prompt=prompt(16), n=3) == [one] * 3
+            assert await decode.metric("spinney:kv_handovers_total") == 3
+            assert await both(prompt=[prompt(17), prompt(18)], n=2)
+            assert len(prefill.service.rooms) == 0
 
     asyncio.run(main())

@@ -98,6 +98,7 @@ def test_another_block_size_voids_what_was_known():
         {"lora_id": 1},
         {"lora_name": "x"},
         {"extra_keys": [["image"], None]},
+        {"cache_salt": "tenant"},
         {"medium": "CPU"},
         {"group_idx": 1},
     ],

@@ -25,7 +25,7 @@ from spinney.router.assembly import Router, assemble
 from spinney.router.limits import Limits
 from spinney.router.picker import Policy
 from spinney.router.upstream import STALE_WITHIN_S, HttpUpstream
-from spinney.router.workers import Role, StaticWorkers, Worker
+from spinney.router.workers import Role, StaticWorkers, Way, Worker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -125,6 +125,23 @@ def words(body: dict[str, Any], count: int | None = None) -> list[str]:
     return [f"{len(text)}-{index} " for index in range(total)]
 
 
+def sglang_refusal(seen: Seen) -> str:
+    """Return why a paired SGLang server (0.5.23) refuses a request, or an empty text."""
+    body, kinds = seen.body, {"bootstrap_host": str, "bootstrap_port": int, "bootstrap_room": int}
+    if any(name.startswith("x-override-") for name in seen.headers):
+        return "a client chose whom this worker meets"
+    for name, kind in kinds.items():
+        if type(body.get(name)) is not kind:
+            return f"Disaggregated request received without bootstrap room id: no {name}"
+    if not 0 < body["bootstrap_room"] < 1 << 63:
+        return "a room that cannot be told from none"
+    if "chat" in seen.path and body.get("stream") and body.get("return_token_ids"):
+        return "return_token_ids is not supported with streaming on /v1/chat/completions"
+    if body.get("stream_options") and not body.get("stream"):
+        return "stream_options without stream"
+    return ""
+
+
 class FakeWorker:
     """One worker. Set ``fault`` to have it fail; ``hold`` to have it wait."""
 
@@ -156,6 +173,8 @@ class FakeWorker:
         self.deaf = False
         """Whether it does not answer when it is asked for its health."""
         self.handles = 0
+        self.sglang = False
+        """Whether it refuses what an SGLang server refuses, and in its words."""
         self.meets = False
         """Whether it hands over by rendezvous."""
         self.late: asyncio.Event | None = None
@@ -168,7 +187,9 @@ class FakeWorker:
     def worker(self) -> Worker:
         made = Worker(self.name, self.server.url, self.role, frozenset({self.model}))
         port = 5600 if self.meets and self.role is Role.PREFILL else 0
-        return replace(made, rendezvous=self.meets, bootstrap_port=port)
+        way = Way.RENDEZVOUS if self.meets else Way.TICKET
+        way = Way.SGLANG if self.sglang else way
+        return replace(made, way=way, bootstrap_port=port)
 
     @property
     def completions(self) -> list[Seen]:
@@ -225,6 +246,10 @@ class FakeWorker:
             return
         if seen.path == "/v1/responses":
             await self._respond(seen, send, fault)
+            return
+        if self.sglang and (wrong := sglang_refusal(seen)):
+            said = {"object": "error", "message": wrong, "type": "BadRequest", "param": None}
+            await _answer(send, 400, said | {"code": 400})
             return
         if "bootstrap_room" in seen.body and not await self._meet(seen, send):
             return
@@ -479,11 +504,12 @@ async def fleet(
     parts: dict[str, Any] | None = None,
     models: dict[str, str] | None = None,
     meets: bool = False,
+    sglang: bool = False,
     **changes: Any,
 ) -> AsyncIterator[Fleet]:
     """Run workers named p0, p1, d0 … or b0, as *roles* says, with a router before them.
 
-    *meets*: whether they hand over by rendezvous.
+    *meets*: whether they hand over by rendezvous, *sglang*: whether as strictly as SGLang's do.
     """
     made = Fleet()
     kinds = {"p": Role.PREFILL, "d": Role.DECODE, "b": Role.BOTH}
@@ -492,7 +518,7 @@ async def fleet(
         made.workers[name] = FakeWorker(
             name, kinds[letter], made.fabric, (models or {}).get(name, "m")
         )
-        made.workers[name].meets = meets
+        made.workers[name].meets, made.workers[name].sglang = meets or sglang, sglang
         await made.workers[name].server.start()
     limits = replace(limits, **changes)
     source = StaticWorkers(

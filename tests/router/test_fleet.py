@@ -14,7 +14,7 @@ from tests.router.test_picker import worker
 from spinney.router.costs import TABLE_CELLS, ModelCosts, TokenCosts
 from spinney.router.fleet import MARKED, Fleet, Fleets
 from spinney.router.picker import IDLE, Ask, Choice, Load, Policy, View, pick
-from spinney.router.workers import Role
+from spinney.router.workers import Role, Way
 
 COUNTS = st.integers(0, 3).map(lambda n: 100 * n) | st.integers(0, 300)
 LOADS = st.builds(Load, COUNTS, COUNTS, COUNTS, COUNTS)
@@ -29,6 +29,7 @@ class Kind:
     revisions: frozenset
     ready: bool
     models: frozenset
+    way: Way
 
 
 KINDS = st.builds(
@@ -38,6 +39,7 @@ KINDS = st.builds(
     REVISIONS,
     st.sampled_from([True] * 5 + [False]),
     st.sampled_from([frozenset("m")] * 5 + [frozenset("o"), frozenset("mo")]),
+    st.sampled_from([*Way, Way.SGLANG]),
 )
 
 
@@ -48,6 +50,8 @@ def questions(draw):
         kinds = [replace(kind, places=()) for kind in kinds]
     if draw(st.booleans()):
         kinds = [replace(kind, revisions=frozenset()) for kind in kinds]
+    if one_way := draw(st.sampled_from([None, Way.TICKET, Way.TICKET, Way.SGLANG])):
+        kinds = [replace(kind, way=one_way) for kind in kinds]
     workers = tuple(
         worker(
             f"{kind.letter}{number:02}",
@@ -55,6 +59,7 @@ def questions(draw):
             revisions=kind.revisions,
             ready=kind.ready,
             models=kind.models,
+            way=kind.way,
         )
         for number, kind in enumerate(kinds)
     )

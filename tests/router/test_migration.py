@@ -210,6 +210,7 @@ def test_another_answer_than_the_one_begun_ends_the_stream(instead):
             assert said.text == "".join(words(BODIES[PATHS[0]])[:2])
             assert said.events[-1]["error"]["code"] == "worker_failed"
             assert story["outcome"] == "broken-off"
+            assert story["output_tokens"] == 2, "what the client has"
             assert await world.metric("migrations_total", outcome="failed") == 1
 
     asyncio.run(main())

@@ -19,10 +19,10 @@ from spinney.router.openai import COMPLETIONS, read_request
 from spinney.router.pods import worker_of
 from spinney.router.rendezvous import Meeting, beside, meeting_at
 from spinney.router.upstream import FailureKind, WorkerFailure
-from spinney.router.workers import Role, Stage, Worker, may_pair, parse_worker
+from spinney.router.workers import Role, Stage, Way, Worker, may_pair, parse_worker
 
-PREFILL = Worker("p", "http://10.0.0.7:8000", Role.PREFILL, rendezvous=True, bootstrap_port=5600)
-DECODE = Worker("d", "http://10.0.0.8:8000", Role.DECODE, rendezvous=True)
+PREFILL = Worker("p", "http://10.0.0.7:8000", Role.PREFILL, way=Way.RENDEZVOUS, bootstrap_port=5600)
+DECODE = Worker("d", "http://10.0.0.8:8000", Role.DECODE, way=Way.RENDEZVOUS)
 
 
 def pod(role, ports, **annotations):
@@ -40,30 +40,30 @@ MEETS = {"name": "kv-bootstrap", "containerPort": 5600}
 @pytest.mark.parametrize(
     ("role", "ports", "way", "expected"),
     [
-        ("prefill", [HTTP, MEETS], "rendezvous", (True, 5600)),
-        ("prefill", [HTTP], "rendezvous", (True, 8998)),
-        ("decode", [HTTP], "rendezvous", (True, 0)),
-        ("prefill", [HTTP, MEETS], "ticket", (False, 0)),
+        ("prefill", [HTTP, MEETS], "rendezvous", (Way.RENDEZVOUS, 5600)),
+        ("prefill", [HTTP], "sglang", (Way.SGLANG, 8998)),
+        ("decode", [HTTP], "rendezvous", (Way.RENDEZVOUS, 0)),
+        ("prefill", [HTTP, MEETS], "ticket", (Way.TICKET, 0)),
     ],
 )
 def test_a_pod_says_which_way_it_hands_over(role, ports, way, expected):
     raw = pod(role, ports, **{"spinney.dev/kv-handover": way})
     found = worker_of(msgspec.convert(raw, Pod))
-    assert (found.rendezvous, found.bootstrap_port) == expected
+    assert (found.way, found.bootstrap_port) == expected
 
 
 def test_a_worker_on_the_command_line_says_it_too():
     found = parse_worker("prefill=http://10.0.0.7:8000,rendezvous=5600")
-    assert (found.rendezvous, found.bootstrap_port) == (True, 5600)
+    assert (found.way, found.bootstrap_port) == (Way.RENDEZVOUS, 5600)
     with pytest.raises(BadInputError, match="rendezvous=x is no port"):
         parse_worker("prefill=http://10.0.0.7:8000,rendezvous=x")
 
 
 def test_only_workers_of_one_way_are_paired():
     assert may_pair(PREFILL, DECODE)
-    assert not may_pair(PREFILL, replace(DECODE, rendezvous=False))
-    assert not may_pair(replace(PREFILL, rendezvous=False), DECODE)
-    assert meeting_at(replace(PREFILL, rendezvous=False, bootstrap_port=0), lambda: 1) is None
+    assert not may_pair(PREFILL, replace(DECODE, way=Way.TICKET))
+    assert not may_pair(replace(PREFILL, way=Way.TICKET), DECODE)
+    assert meeting_at(replace(PREFILL, way=Way.TICKET, bootstrap_port=0), lambda: 1) is None
 
 
 def test_both_are_told_the_same_and_only_the_decode_worker_streams():

@@ -16,11 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.router.fake_workers import Fabric, FakeWorker
 
+from spinney.router.hearsay import Hearsay
 from spinney.router.limits import Limits
-from spinney.router.load import Ledger
+from spinney.router.load import Faults, Ledger
 from spinney.router.peer_app import merged
 from spinney.router.picker import IDLE, Load
-from spinney.router.sharing import PeerLoads, Sharing
+from spinney.router.sharing import PeerLoads, Shared, Sharing
+from spinney.router.turns import Turns
 from spinney.router.workers import Role, Stage, Worker
 from spinney.sim.loop import SimulatedLoop
 
@@ -48,10 +50,17 @@ class Wire:
 
 class Router:
     def __init__(self, wire, name, others):
-        self.ledger = Ledger()
-        self.loads = PeerLoads(name, self.ledger, LIMITS)
+        self.shared = shared_of(name)
+        self.ledger = self.shared.ledger
+        self.loads = PeerLoads(name, self.shared, LIMITS)
         wire.routers[name] = self.loads
-        self.sharing = Sharing(name, self.ledger, self.loads, wire, lambda: others, LIMITS)
+        self.sharing = Sharing(name, self.shared, self.loads, wire, lambda: others, LIMITS)
+
+
+def shared_of(name):
+    faults = Faults(LIMITS)
+    turns = Turns(name, LIMITS, lambda: asyncio.get_running_loop().time())
+    return Shared(Ledger(), faults, turns, Hearsay(None, faults, tuple, LIMITS))
 
 
 def simulate(main):
@@ -126,7 +135,7 @@ def test_what_does_not_change_is_not_told_again():
         one.ledger.add("d7", Load(1, 1, 1, 1))
         await asyncio.sleep(0.3)
         told = [json.loads(each) for each in wire.messages]
-        assert [loads for name, _, _, loads in told if name == "a" and loads] == [
+        assert [loads for name, _, _, loads, *_ in told if name == "a" and loads] == [
             {"d7": [2, 2, 2, 2]}
         ]
         for task in tasks:
@@ -136,9 +145,33 @@ def test_what_does_not_change_is_not_told_again():
     simulate(main)
 
 
+def test_a_message_to_one_router_that_is_played_to_another_does_it_no_harm():
+    async def main():
+        wire = Wire()
+        one, other, third = (Router(wire, name, ["a", "b", "c"]) for name in "abc")
+        tasks = [asyncio.ensure_future(each.sharing.run()) for each in (one, other, third)]
+        for number in range(20):
+            one.ledger.add("d0", Load(0, 0, 1, 0))
+            await asyncio.sleep(0.05)
+            said = [json.loads(body)[:3] for body in wire.messages]
+            numbers = [seq for name, _, seq in said if name == "a"]
+            assert len(numbers) == len(set(numbers)), "none is the next one of another's"
+            for body in wire.messages[-6:] if number % 3 else ():
+                for name in "bc":
+                    wire.routers[name].take(body, asyncio.get_running_loop().time())
+        await asyncio.sleep(0.2)
+        seen = [each.ledger.loads_now()["d0"].decode_requests for each in (other, third)]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return seen
+
+    assert simulate(main) == [20, 20]
+
+
 def test_a_message_after_a_lost_one_is_not_taken():
-    ledger = Ledger()
-    loads = PeerLoads("me", ledger, LIMITS)
+    shared = shared_of("me")
+    ledger, loads = shared.ledger, PeerLoads("me", shared, LIMITS)
 
     def take(*message):
         return json.loads(loads.take(json.dumps(message).encode(), 0.0))[1]
@@ -151,6 +184,41 @@ def test_a_message_after_a_lost_one_is_not_taken():
     assert take("b", 3, 4, {"d0": [1, 1, 1, 1]}) is False, "nobody that is known"
     assert take("me", 0, 1, {"d0": [1, 1, 1, 1]}) is True, "our own word is not counted twice"
     assert ledger.loads_now().get("d0", IDLE) == IDLE
+
+
+STATES = st.lists(
+    st.tuples(
+        st.dictionaries(st.sampled_from(["d0", "d1"]), st.integers(0, 9)),
+        st.sets(st.sampled_from(["d0", "d1"])),
+        st.dictionaries(st.sampled_from("tu"), st.integers(0, 9)),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(STATES, st.data())
+def test_of_messages_lost_doubled_and_late_the_latest_counts(states, data):
+    async def main():
+        shared = shared_of("me")
+        loads = PeerLoads("me", shared, LIMITS)
+        came = data.draw(
+            st.lists(st.integers(1, len(states)), min_size=1, max_size=2 * len(states))
+        )
+        for seq in came:
+            load, failing, tenants = states[seq - 1]
+            message = ["a", 0, seq, {name: [0, 0, count, 0] for name, count in load.items()}]
+            message += [sorted(failing), {"m": {t: [n, 0, 0, 0.0] for t, n in tenants.items()}}]
+            assert json.loads(loads.take(json.dumps(message).encode(), 0.0))[1] is True
+        load, _, tenants = states[max(came) - 1]
+        found = {name: each.decode_requests for name, each in shared.ledger.loads_now().items()}
+        assert found == {name: count for name, count in load.items() if count}
+        (said,) = shared.turns._peers.values()
+        assert {name: wish.running for name, wish in said.tenants.items()} == tenants
+        loads.expire(LIMITS.peer_expiry_s + 0.1)
+        assert (shared.ledger.loads_now(), shared.turns.shared) == ({}, False)
+
+    asyncio.run(main())
 
 
 def test_the_figures_of_processes_are_one_text_with_a_label():
@@ -174,6 +242,7 @@ async def running(*flags):
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", START, "--port", "0", "--log-json", *flags),
         stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "SPINNEY_PEER_SECRET": "a secret of these tests"},
     )
     try:
         async with asyncio.timeout(30):

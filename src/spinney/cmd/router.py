@@ -25,6 +25,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, disable_creat
 from spinney.api.core import Node, Pod
 from spinney.api.selectors import parse_labels
 from spinney.clock import SystemClock
+from spinney.cmd.router_peering import Meet, Peering, peering_of, siblings_of
 from spinney.cmd.router_processes import Seat, Supervisor
 from spinney.cmd.traces import tracing
 from spinney.errors import BadInputError, SpinneyError
@@ -36,10 +37,10 @@ from spinney.perfmodel.profile import load_step_model
 from spinney.router.assembly import Router, assemble
 from spinney.router.costs import ModelCosts
 from spinney.router.limits import Limits
-from spinney.router.peer_app import HttpPeers, PeerApp, Siblings
+from spinney.router.peer_app import HttpPeers
+from spinney.router.peer_seal import Seal
 from spinney.router.picker import Policy
 from spinney.router.pods import ROUTER_SELECTOR, WORKER_SELECTOR, PodPeers, PodWorkers
-from spinney.router.sharing import PeerLoads, Sharing
 from spinney.router.upstream import HttpUpstream
 from spinney.router.workers import StaticWorkers, parse_worker
 
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from spinney.kv.events import KVEventBatch
     from spinney.router.app import RouterApp
     from spinney.router.event_feeds import Subscribe
+    from spinney.router.peer_app import PeerApp
     from spinney.router.prompt_tokens import PromptTokenizer
     from spinney.router.workers import WorkerSource
 
@@ -183,7 +185,8 @@ _deadline = click.FloatRange(min=0.001)
     "--max-running",
     type=click.IntRange(min=1),
     default=_DEFAULTS.max_running_per_worker,
-    help="Requests served at once for each decode worker; the rest wait for their turns.",
+    help="Requests served at once for each decode worker, by all routers that know each other; "
+    "the rest wait for their turns.",
 )
 @click.option(
     "--max-waiting",
@@ -211,6 +214,14 @@ _deadline = click.FloatRange(min=0.001)
     help="Parts of busy workers that a tenant has; others have 1.",
 )
 @click.option(
+    "--tenant-limit",
+    "tenant_limits",
+    multiple=True,
+    metavar="[NAME=]REQUESTS",
+    help="Requests of a tenant served at once, by all routers that know each other; without a name "
+    "it is each other tenant's. The rest wait for their turns.",
+)
+@click.option(
     "--processes",
     type=click.IntRange(1, MOST_PROCESSES),
     default=1,
@@ -221,13 +232,19 @@ _deadline = click.FloatRange(min=0.001)
     "peers",
     multiple=True,
     metavar="URL",
-    help="The --peer-port of another router to share in-flight load with; repeat it. Without "
-    "--worker, router pods with a port named peers are found too.",
+    help="The --peer-port of another router to act as one with; repeat it. Without --worker, "
+    "router pods with a port named peers are found too.",
 )
 @click.option(
     "--peer-port",
     type=click.IntRange(1, 65535),
-    help="Where other routers share their load with this one; process n listens at n more.",
+    help="Where other routers speak to this one; process n listens at n more.",
+)
+@click.option(
+    "--peer-secret-file",
+    type=click.Path(dir_okay=False),
+    help="What all routers know and nobody else, 16 bytes or more; or SPINNEY_PEER_SECRET. On "
+    "loopback addresses one is made up.",
 )
 @click.option("--seed", type=int, help="Makes the choice between equals repeatable.")
 @click.option(
@@ -246,8 +263,9 @@ def router(**flags: Any) -> None:
     options = Options(**flags)
     configure(level=options.log_level, json=options.log_json)
     options.check()
+    secret = options.secret()
     with contextlib.ExitStack() as sockets:
-        seats = seats_of(options, sockets)
+        seats = [replace(seat, secret=secret) for seat in seats_of(options, sockets)]
         host, port = seats[0].listener.getsockname()[:2]
         log.info("router listening", url=f"http://{host}:{port}")
         if options.processes == 1:
@@ -293,9 +311,11 @@ class Options:
     queue_deadline: float
     ttft_target_ms: float | None
     tenant_shares: tuple[str, ...]
+    tenant_limits: tuple[str, ...]
     processes: int
     peers: tuple[str, ...]
     peer_port: int | None
+    peer_secret_file: str | None
     seed: int | None
     log_level: str
     log_json: bool
@@ -328,8 +348,14 @@ class Options:
         costs = ModelCosts(load_step_model(self.profile))
         return Policy(local_prefill_below_tokens=self.local_prefill_below, costs=costs)
 
+    def secret(self) -> bytes:
+        """Return the routers' secret; raise BadInputError where there has to be one and is none."""
+        meet = Meet(self.host, self.peer_port, self.peers, self.peer_secret_file)
+        return meet.secret(os.environ)
+
     def limits(self) -> Limits:
         """Return the bounds that the flags set."""
+        tenant_limits = [parse_limit(text) for text in self.tenant_limits]
         return Limits(
             connect_timeout_s=self.connect_timeout,
             prefill_deadline_s=self.prefill_deadline,
@@ -347,6 +373,8 @@ class Options:
             queue_deadline_s=self.queue_deadline,
             ttft_target_ms=self.ttft_target_ms,
             tenant_shares=tuple(parse_share(text) for text in self.tenant_shares),
+            tenant_limits=tuple((name, most) for name, most in tenant_limits if name),
+            tenant_limit=next((most for name, most in tenant_limits if not name), None),
         )
 
 
@@ -415,6 +443,20 @@ def parse_share(text: str) -> tuple[str, float]:
     return name, share
 
 
+def parse_limit(text: str) -> tuple[str, int]:
+    """Return the tenant that ``[NAME=]REQUESTS`` limits and how far; raise BadInputError.
+
+    An empty name is each tenant that is not named.
+    """
+    name, named, most = text.rpartition("=")
+    if bool(named) != bool(name) or not most.isascii() or not most.isdigit() or int(most) < 1:
+        raise BadInputError(
+            f"--tenant-limit {text}: write NAME=REQUESTS, or REQUESTS for each tenant that is not "
+            f"named; REQUESTS being a whole number above 0, as acme=8"
+        )
+    return name, int(most)
+
+
 async def run(options: Options, seat: Seat) -> None:
     """Serve as the process of *seat* until SIGTERM or SIGINT, and drain."""
     seed = options.seed if options.seed is None else options.seed + seat.number
@@ -423,13 +465,13 @@ async def run(options: Options, seat: Seat) -> None:
     ProcessCollector(registry=registry)
     disable_created_metrics()  # type: ignore[no-untyped-call]
     with tracing("spinney-router", clock) as tracer:
-        limits = options.limits()
+        limits, seal = options.limits(), Seal(seat.secret, clock)
         async with (
             _source(options, rng) as (source, others),
             HttpUpstream(limits) as upstream,
-            contextlib.aclosing(HttpPeers()) as links,
+            contextlib.aclosing(HttpPeers(seal)) as links,
         ):
-            siblings = _siblings(seat, links)
+            me = RandomIds().uid()
             built = assemble(
                 source,
                 upstream,
@@ -442,49 +484,11 @@ async def run(options: Options, seat: Seat) -> None:
                 subscribe=_subscriber(),
                 tokenizers=_tokenizers(options.tokenizers),
                 tracer=tracer,
-                siblings=siblings,
+                siblings=siblings_of(seat, links),
+                me=me,
             )
-            await serve(built, seat, _peering(options, seat, built, links, others))
-
-
-@dataclass(frozen=True, slots=True)
-class Peering:
-    """What shares a router's load with others."""
-
-    app: PeerApp
-    sharing: Sharing
-    others: PodPeers | None
-    """Finds them in the cluster."""
-
-
-def _siblings(seat: Seat, links: HttpPeers) -> Siblings | None:
-    """Return the other processes of this router, None where there are none."""
-    others = [(n, url) for n, url in _peer_urls(seat) if n != seat.number]
-    return Siblings(seat.number, others, links) if others else None
-
-
-def _peer_urls(seat: Seat) -> list[tuple[int, str]]:
-    host = seat.peers.getsockname()[0] if seat.peers else ""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    host = f"[{host}]" if ":" in host else host
-    return [(n, f"http://{host}:{port}") for n, port in enumerate(seat.peer_ports)]
-
-
-def _peering(
-    options: Options, seat: Seat, built: Router, links: HttpPeers, others: PodPeers | None
-) -> Peering | None:
-    if seat.peers is None:
-        return None
-    me = RandomIds().uid()
-    limits = options.limits()
-    loads = PeerLoads(me, built.ledger, limits, seat.peer_ports)
-    named = [*options.peers, *(url for n, url in _peer_urls(seat) if n != seat.number)]
-
-    def endpoints() -> list[str]:
-        return [*named, *(others.endpoints() if others else ())]
-
-    sharing = Sharing(me, built.ledger, loads, links, endpoints, limits)
-    return Peering(PeerApp(loads, built.registry, built.stories), sharing, others)
+            peering = peering_of(me, seat, built, links, seal, limits, options.peers, others)
+            await serve(built, seat, peering)
 
 
 def _subscriber() -> Subscribe:

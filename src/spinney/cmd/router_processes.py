@@ -46,6 +46,8 @@ class Seat:
     """Of all processes, its own too."""
     parent: int = -1
     """A pipe that ends when the parent does."""
+    secret: bytes = b""
+    """By which routers and processes know each other."""
 
 
 @dataclass(slots=True)

@@ -29,6 +29,7 @@ DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default of ``max_tokens`` for completions; a chat may go on to the context length."""
 
 T = TypeVar("T", bound=msgspec.Struct)
+Field = TypeVar("Field", str, int)
 
 
 class ApiError(SpinneyError):
@@ -71,6 +72,8 @@ class StreamOptions(msgspec.Struct):
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Count = Annotated[int, Meta(ge=1)]
+Port = Annotated[int, Meta(ge=1, le=65535)]
+Room = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
 class TransferParams(msgspec.Struct):
@@ -114,9 +117,9 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     return_prompt_token_ids: bool = True
     resume_token_ids: list[int] | None = None
     kv_transfer_params: TransferParams | None = None
-    bootstrap_host: str | None = None
-    bootstrap_port: Annotated[int, Meta(ge=1, le=65535)] | None = None
-    bootstrap_room: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
+    bootstrap_host: str | list[str] | None = None
+    bootstrap_port: Port | list[Port] | None = None
+    bootstrap_room: Room | list[Room] | None = None
     response_format: dict[str, Any] | None = None
 
 
@@ -388,18 +391,33 @@ def remote_prefill(params: TransferParams) -> RemotePrefill:
     )
 
 
-def rendezvous(request: GenerationRequest) -> RemotePrefill:
-    """Return where the KV of *request*'s room is found; raise ApiError when it is not said."""
-    if request.bootstrap_room is None or not request.bootstrap_host or not request.bootstrap_port:
+def meetings(request: GenerationRequest, prompts: int) -> list[RemotePrefill]:
+    """Return where the KV of each prompt is found; raise ApiError when it is not said.
+
+    Fields are lists with one value a prompt, or one value for all: then rooms count up from it.
+    """
+    room = request.bootstrap_room
+    rooms = room if isinstance(room, list) else [(room or 0) + at for at in range(prompts)]
+    hosts = _for_each(request.bootstrap_host or "", prompts)
+    ports = _for_each(request.bootstrap_port or 0, prompts)
+    if {len(rooms), len(hosts), len(ports)} != {prompts} or not all([*hosts, *ports]):
         raise ApiError(
             400,
-            "bootstrap_host, bootstrap_port and bootstrap_room go together: the prefill worker's "
-            "address and a number that no other request has",
+            f"bootstrap_host, bootstrap_port and bootstrap_room go together: the prefill worker's "
+            f"address and a number that no other request has, or lists of {prompts}, the number "
+            f"of prompts",
             param="bootstrap_room",
         )
-    host, port = request.bootstrap_host, request.bootstrap_port
-    handle = room_handle(request.bootstrap_room)
-    return RemotePrefill(f"{host}:{port}", host, port, handle, None, patient=True)
+    return [_meeting(*where) for where in zip(hosts, ports, rooms, strict=True)]
+
+
+def _for_each(value: Field | list[Field], prompts: int) -> list[Field]:
+    return value if isinstance(value, list) else [value] * prompts
+
+
+def _meeting(host: str, port: int, room: int) -> RemotePrefill:
+    host = host.removeprefix("[").removesuffix("]")
+    return RemotePrefill(f"{host}:{port}", host, port, room_handle(room), None, patient=True)
 
 
 def chat_messages(messages: list[ChatMessage]) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from spinney.errors import SpinneyError
-from spinney.kv.lease import Failure, Handle, HandoverError
+from spinney.kv.lease import REMEMBERED_ENDS, Failure, Handle, HandoverError
 
 if TYPE_CHECKING:
     from spinney.kv.lease import LeaseTable
@@ -45,6 +45,7 @@ class Rooms:
     def __init__(self, leases: LeaseTable) -> None:
         self._leases = leases
         self._expected: set[Handle] = set()
+        self._unwanted: dict[Handle, None] = {}
         self._changed = asyncio.Event()
 
     def __len__(self) -> int:
@@ -52,7 +53,9 @@ class Rooms:
 
     def expect(self, handle: Handle) -> None:
         """Note that the prompt of *handle* will be computed; raise RoomTakenError when it was."""
-        if handle in self._expected or self._leases.knows(handle):
+        unwanted = handle in self._unwanted
+        self._unwanted.pop(handle, None)
+        if handle in self._expected or (self._leases.knows(handle) and not unwanted):
             raise RoomTakenError(f"bootstrap_room {handle.removeprefix(_PREFIX)} was used before")
         self._expected.add(handle)
         self._wake()
@@ -63,6 +66,17 @@ class Rooms:
         if not self._leases.knows(handle):
             self._leases.end_unused(handle)
         self._wake()
+
+    def unwanted(self, handle: Handle) -> None:
+        """Note that the reader of *handle* needs no KV, having all or having refused its request.
+
+        Its prompt may still be asked for here, later: it is computed, and nothing is kept.
+        """
+        if handle not in self._expected:
+            self._unwanted[handle] = None
+            if len(self._unwanted) > REMEMBERED_ENDS:
+                del self._unwanted[next(iter(self._unwanted))]
+        self.settled(handle)
 
     async def settle(self, handle: Handle) -> None:
         """Wait until it is certain whether there is KV for *handle*.

@@ -62,6 +62,8 @@ LONG_TEXT_CHARACTERS = 20_000
 """Longer texts are tokenised in a thread: about ten milliseconds the loop would not answer in."""
 RETRY_AFTER_S = 1
 """What a refused client is told to wait."""
+INFO_PATHS = ("/server_info", "/get_server_info", "/model_info", "/get_model_info")
+"""What SGLang's router asks for a worker's model, in its new and its old words."""
 INTERNAL = "an error within the engine; its log has it"
 JSON = b"application/json"
 
@@ -99,7 +101,8 @@ def _further_choice(first: GenerateRequest, choice: int, name: str) -> GenerateR
     params = first.sampling
     if params.seed is not None:
         params = replace(params, seed=params.seed + choice)
-    return replace(first, request_id=name, sampling=params, follows=first.request_id)
+    follows = first.request_id
+    return replace(first, request_id=name, sampling=params, remote=None, follows=follows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +145,7 @@ class EngineApp:
             "/health": ("GET", self._health),
             "/metrics": ("GET", self._metrics),
             "/version": ("GET", self._version),
+            **dict.fromkeys(INFO_PATHS, ("GET", self._info)),
             "/tokenize": ("POST", self._tokenize),
             "/detokenize": ("POST", self._detokenize),
         }
@@ -211,6 +215,18 @@ class EngineApp:
 
     async def _version(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._answer(send, 200, {"version": __version__})
+
+    async def _info(self, scope: Scope, receive: Receive, send: Send) -> None:
+        mode = "null" if self._model.role == "both" else self._model.role
+        info = {
+            "served_model_name": self._model.names[0],
+            "model_path": self._model.root,
+            "disaggregation_mode": mode,
+            "is_generation": True,
+            "context_length": self._model.limits.max_model_len,
+            "version": __version__,
+        }
+        await self._answer(send, 200, info)
 
     async def _tokenize(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = protocol.decode(await _body(receive), protocol.TokenizeRequest)
@@ -300,12 +316,13 @@ class EngineApp:
             raise
 
     async def _call_off(self, request: GenerationRequest, prompts: list[list[int]]) -> None:
-        transfer = self._transfer(request, len(prompts) * (request.n or 1))
-        if transfer.remote is not None:
-            known = [*prompts[0], *(request.resume_token_ids or ())]
-            await self._service.decline(transfer.remote, known)
-        if transfer.lease_as is not None:
-            self._service.give_up(transfer.lease_as)
+        transfers = self._transfers(request, len(prompts))
+        for prompt, transfer in zip(prompts, transfers, strict=True):
+            if transfer.remote is not None:
+                known = [*prompt, *(request.resume_token_ids or ())]
+                await self._service.decline(transfer.remote, known)
+            if transfer.lease_as is not None:
+                self._service.give_up(transfer.lease_as)
 
     def _shape(self, kind: type[Shape], request: GenerationRequest) -> Shape:
         return kind(
@@ -343,9 +360,9 @@ class EngineApp:
         """Check what is left to check and return the call; *tokens* are wanted and default."""
         call_id = f"{prefix}-{_request_id(scope) or self._ids.uid()}"
         choices = request.n or 1
-        transfer = self._transfer(request, len(prompts) * choices)
+        transfers = self._transfers(request, len(prompts))
         requests: list[GenerateRequest] = []
-        for prompt in prompts:
+        for prompt, transfer in zip(prompts, transfers, strict=True):
             protocol.check_tokens(prompt, self._model.limits)
             length = protocol.output_tokens(*tokens, len(prompt), self._model.limits)
             resumed = protocol.resumed_tokens(
@@ -368,7 +385,8 @@ class EngineApp:
                 lease_as=transfer.lease_as,
             )
             requests.append(first)
-            for choice in range(1, choices):
+            # Of what another worker answers, one choice is enough.
+            for choice in range(1, 1 if transfer.lease_as is not None else choices):
                 name = f"{call_id}-{len(requests)}-{self._ids.suffix()}"
                 requests.append(_further_choice(first, choice, name))
         options = request.stream_options
@@ -383,18 +401,27 @@ class EngineApp:
             options is not None and options.include_usage,
         )
 
+    def _transfers(self, request: GenerationRequest, prompts: int) -> list[Transfer]:
+        """Return for each prompt where its KV is pulled from, or whether it is leased."""
+        if request.bootstrap_room is None:
+            return [self._transfer(request, prompts * (request.n or 1))] * prompts
+        return [
+            Transfer(lease=True, lease_as=remote.handle)
+            if self._prefills(remote)
+            else Transfer(remote)
+            for remote in protocol.meetings(request, prompts)
+        ]
+
     def _transfer(self, request: GenerationRequest, choices: int) -> Transfer:
-        """Return where the KV is to be pulled from, or whether it is to be leased."""
         params = request.kv_transfer_params
-        if request.bootstrap_room is not None:
-            self._check_single(choices, "bootstrap_room")
-            remote = protocol.rendezvous(request)
-            if self._prefills(remote):
-                return Transfer(lease=True, lease_as=remote.handle)
-            return Transfer(remote)
         if params is None or not (params.do_remote_decode or params.do_remote_prefill):
             return Transfer()
-        self._check_single(choices, "kv_transfer_params")
+        if choices != 1:
+            raise ApiError(
+                400,
+                "kv_transfer_params goes with one prompt and n=1",
+                param="kv_transfer_params",
+            )
         if not params.do_remote_decode:
             return Transfer(protocol.remote_prefill(params))
         if self._model.endpoint is None:
@@ -405,10 +432,6 @@ class EngineApp:
                 param="kv_transfer_params",
             )
         return Transfer(lease=True)
-
-    def _check_single(self, choices: int, param: str) -> None:
-        if choices != 1:
-            raise ApiError(400, f"{param} goes with one prompt and n=1", param=param)
 
     def _prefills(self, remote: RemotePrefill) -> bool:
         """Tell whether this engine is the one that others are to get the KV from."""

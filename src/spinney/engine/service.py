@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spinney.engine.rendezvous import PATIENCE_S, Rooms, is_room
+from spinney.engine.rendezvous import PATIENCE_S, Rooms, RoomTakenError, is_room
 from spinney.engine.request import DrainingError, QueueFullError
 from spinney.engine.sequence import Handover, Outcome
 from spinney.kv.block_hash import prompt_digest
@@ -25,7 +25,7 @@ from spinney.kv.transfer.connector import PullRequest, Taken, check_compatible, 
 from spinney.log import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from collections.abc import Sequence as Items
 
     from spinney.clock import Clock
@@ -123,18 +123,28 @@ class EngineService:
         if self._draining or self._broken is not None:
             raise DrainingError("this engine is shutting down; send the request to another one")
         now = self._timer()
-        if requests[0].lease_as is not None:
-            self.rooms.expect(requests[0].lease_as)
-        try:
+        with self._expecting(requests):
             first = self._core.add(requests[0], now)
-        except QueueFullError:
-            self._metrics.rejected()
-            if requests[0].lease_as is not None:
-                self.rooms.settled(requests[0].lease_as)
-            raise
         rest = [self._core.add(request, now, force=True) for request in requests[1:]]
         self._wake.set()
         return [Stream(sequence) for sequence in (first, *rest)]
+
+    @contextlib.contextmanager
+    def _expecting(self, requests: Items[GenerateRequest]) -> Iterator[None]:
+        """Expect those who are to be met for *requests*, unless what is inside is refused."""
+        expected: list[Handle] = []
+        try:
+            for request in requests:
+                if request.lease_as is not None:
+                    self.rooms.expect(request.lease_as)
+                    expected.append(request.lease_as)
+            yield
+        except (RoomTakenError, QueueFullError) as refused:
+            if isinstance(refused, QueueFullError):
+                self._metrics.rejected()
+            for handle in expected:
+                self.rooms.settled(handle)
+            raise
 
     def abort(self, request_id: str) -> None:
         """End a request; unknown and ended ones are no error."""
@@ -193,7 +203,8 @@ class EngineService:
         check_compatible(layout, request.layout)
         if is_room(request.handle):
             if span.first >= span.end and not self._core.leases.knows(request.handle):
-                self.give_up(request.handle)
+                self.rooms.unwanted(request.handle)
+                return Taken(layout, checksum(np.empty(0, np.uint8)))
             await self.rooms.settle(request.handle)
         lease = self._core.claim(request.handle, request.prompt, self._clock.now())
         try:

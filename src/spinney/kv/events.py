@@ -41,6 +41,8 @@ class BlockStored(msgspec.Struct, tag="BlockStored", omit_defaults=False):
     extra_keys: list[Any] | None = None
     group_idx: int | None = None
     kv_cache_spec_kind: str | None = None
+    cache_salt: str | msgspec.UnsetType | None = msgspec.UNSET
+    """SGLang's: its blocks are found with that salt only. None of ours have one."""
 
 
 class BlockRemoved(msgspec.Struct, tag="BlockRemoved"):

@@ -225,6 +225,7 @@ def _is_plain(event: BlockStored) -> bool:
     return (
         event.lora_id is None
         and event.lora_name is None
+        and not event.cache_salt
         and event.medium in _MEDIUMS
         and not event.group_idx
         and (not extra or all(not each for each in extra))

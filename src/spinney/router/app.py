@@ -47,6 +47,9 @@ log = get_logger("router")
 _JSON: Headers = [(b"content-type", b"application/json")]
 _FORWARDED = frozenset({b"authorization", b"traceparent", b"tracestate", b"baggage"})
 """Request headers that go on to workers, besides those that start with ``x-``."""
+_OVERRIDE = b"x-override-"
+"""Begins the headers that SGLang takes for fields of the request. They name an address, as
+``bootstrap_host`` does, and never come from a client."""
 _MAX_ID = 128
 INTERNAL = "an error within the router; its log has it"
 TENANT = "x-spinney-tenant"
@@ -313,6 +316,8 @@ class RouterApp:
         for name, value in headers:
             if name == b"x-request-id":
                 request_id = value.decode("latin-1")
+            elif name.startswith(_OVERRIDE):
+                continue
             elif name in _FORWARDED or name.startswith(b"x-"):
                 forwarded[name.decode("latin-1")] = value.decode("latin-1")
         usable = request_id.isascii() and request_id.isprintable() and len(request_id) <= _MAX_ID

@@ -14,6 +14,7 @@ from spinney.router.choosing import Chooser
 from spinney.router.decode_leg import DecodeLeg
 from spinney.router.event_feeds import EventFeeds
 from spinney.router.gates import Gates
+from spinney.router.hearsay import Hearsay
 from spinney.router.load import Faults, Ledger
 from spinney.router.metrics import RouterMetrics
 from spinney.router.prefill_leg import PrefillLeg
@@ -23,9 +24,11 @@ from spinney.router.recorder import Recorder
 from spinney.router.replies import Replies
 from spinney.router.retries import Retries
 from spinney.router.serving import Serving
+from spinney.router.sharing import Shared
 from spinney.router.stories import Stories
 from spinney.router.table import ModelProbe, WorkerTable
 from spinney.router.ttft_targets import TtftTargets
+from spinney.router.turns import Turns
 from spinney.router.upstream import Upstream
 from spinney.router.vigil import LifeProbe, Vigil
 from spinney.router.worker_call import WorkerCalls
@@ -64,13 +67,16 @@ class Router:
     feeds: EventFeeds | None
     vigil: Vigil
     stories: Stories
-    registry: CollectorRegistry
+    metrics: RouterMetrics
+    shared: Shared
+    """What it shares with other routers, where something tells them."""
 
     async def run(self) -> None:
         """Keep track of workers and their caches until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.table.run())
             tasks.create_task(self.vigil.run())
+            tasks.create_task(self.shared.hearsay.run())
             if self.feeds is not None:
                 tasks.create_task(self.feeds.run())
 
@@ -89,9 +95,11 @@ def assemble(
     tokenizers: Mapping[str, PromptTokenizer] | None = None,
     tracer: Tracer = NO_TRACER,
     siblings: Siblings | None = None,
+    me: str = "",
 ) -> Router:
     """Return a router for the workers of *source*. Called on the loop that it will run on.
 
+    *me* is its name among other routers.
     Without *subscribe* no KV events are followed; without *tokenizers* only prompts that come as
     token ids are looked up in what they tell.
     """
@@ -107,8 +115,10 @@ def assemble(
 
     table = WorkerTable(source, network, limits, forget)
     vigil = Vigil(network, faults, table.workers, limits)
+    turns = Turns(me, limits, asyncio.get_running_loop().time)
+    shared = Shared(ledger, faults, turns, Hearsay(network, faults, table.workers, limits))
     chooser = Chooser(table, ledger, faults, vigil, policy=policy, limits=limits, rng=rng)
-    gates = Gates(table, limits)
+    gates = Gates(table, limits, turns)
     seen = _Seen(limits, ledger, faults, cache, vigil, chooser, metrics, stories)
     serving = _serving(seen, network, gates, tokenizers or {})
     metrics.watch(table.workers, gates.waiting)
@@ -125,7 +135,7 @@ def assemble(
         tracer=tracer,
         siblings=siblings,
     )
-    return Router(app, gates, table, ledger, cache, blocks, feeds, vigil, stories, registry)
+    return Router(app, gates, table, ledger, cache, blocks, feeds, vigil, stories, metrics, shared)
 
 
 def _cache(blocks: BlockIndex, feeds: EventFeeds | None, limits: Limits) -> CacheView:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from spinney.router import openai
 from spinney.router.rendezvous import Meeting, beside, meeting_at, secret_room
 from spinney.router.run import Handover, Outcome, Served, mode_of
-from spinney.router.upstream import WorkerFailure
+from spinney.router.upstream import FailureKind, WorkerFailure
 from spinney.router.workers import Stage
 
 if TYPE_CHECKING:
@@ -30,6 +31,13 @@ if TYPE_CHECKING:
     from spinney.router.recorder import Recorder
     from spinney.router.retries import Retries
     from spinney.router.run import Run
+
+
+SINGLE = openai.error_body(
+    "n is more than 1: workers that are met (SGLang's) answer that never; ask once for each choice",
+    "invalid_request_error",
+    param="n",
+)
 
 
 class Attempts:
@@ -90,6 +98,8 @@ class Attempts:
         self, run: Run, choice: Choice, prefill: Pick, meeting: Meeting, work: Work
     ) -> Outcome:
         """Have both workers called at once."""
+        if run.inbound.choices > 1 and prefill.worker.only_paired:
+            raise WorkerFailure.refusal(choice.decode.worker, Stage.DECODE, 400, SINGLE)
         handover = Handover(prefill.worker, msgspec.Raw(b""), 0.0, meeting)
         served = Served(choice.decode.worker, handover, mode_of(choice, handover))
         attempt = run.attempt
@@ -98,8 +108,8 @@ class Attempts:
             async with beside(prefilling, lambda: not attempt.answering):
                 return await self._decode.answer(run, served, work)
         except WorkerFailure as failure:
-            if failure.stage is Stage.PREFILL:
-                run.tried_prefill.add(prefill.worker.name)
-            else:
+            if failure.stage is Stage.DECODE:
                 self._retries.handover_failed(run, handover, failure)
+            elif failure.kind is not FailureKind.STALE:
+                run.tried_prefill.add(prefill.worker.name)
             raise

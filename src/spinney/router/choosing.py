@@ -81,7 +81,8 @@ class Chooser:
             if isinstance(choice, Nobody):
                 desperate, wait = False, patient
             else:
-                wait = desperate = choice.decode.worker.name in avoided
+                picks = (choice.decode, choice.prefill)
+                wait = desperate = any(each and each.worker.name in avoided for each in picks)
             if not wait or now_s >= until_s:
                 return Chosen(choice, desperate, waited_s)
             await self._vigil.returned(until_s)

@@ -14,7 +14,7 @@ from spinney.router.relay import EventRelay, Headers
 from spinney.router.run import Outcome
 from spinney.router.upstream import WorkerFailure
 from spinney.router.worker_call import Call, Deadline, WorkerCalls
-from spinney.router.workers import Stage
+from spinney.router.workers import Stage, Way
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from spinney.router.limits import Limits
     from spinney.router.load import Faults, Work
     from spinney.router.metrics import RouterMetrics
+    from spinney.router.openai import Inbound
     from spinney.router.prompt_lookup import PromptLookup
     from spinney.router.recorder import Recorder
     from spinney.router.replies import Replies
@@ -69,7 +70,7 @@ class DecodeLeg:
             self._vigil.attend(worker, Stage.DECODE) as attendance,
         ):
             if run.inbound.stream:
-                body = journaled_body(run, body, self._limits)
+                body = journaled_body(run, body, self._limits, worker)
                 call = Call(run, worker, Stage.DECODE, body, span, once)
                 await self._stream(call, served, work, attendance)
                 return Outcome.OK
@@ -156,18 +157,23 @@ class DecodeLeg:
             self._recorder.handed_over(run, openai.handover_report(end), span)
 
 
-def journaled_body(run: Run, body: bytes, limits: Limits) -> bytes:
+def journaled_body(run: Run, body: bytes, limits: Limits, worker: Worker) -> bytes:
     """Return *body* with what migration needs: token ids beside the text, and a journal."""
     inbound = run.inbound
     if inbound.counts_hidden:
         body = openai.counted_body(body)
-    if not inbound.migratable or not limits.max_migrations:
+    if not inbound.migratable or not limits.max_migrations or _tells_no_ids(worker, inbound):
         return body
     if not inbound.wants_token_ids:
         body = openai.traced_body(body)
     if run.journal is None or not run.reply.started:
         run.journal = Journal(strip=not inbound.wants_token_ids)
     return body
+
+
+def _tells_no_ids(worker: Worker, inbound: Inbound) -> bool:
+    """Whether *worker* refuses to tell the tokens of this stream, as SGLang does those of chats."""
+    return worker.way is Way.SGLANG and inbound.path == openai.CHAT_COMPLETIONS
 
 
 def _content_type(headers: Mapping[str, str]) -> Headers:

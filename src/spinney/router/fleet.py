@@ -18,6 +18,7 @@ import numpy as np
 
 from spinney.perfmodel.step_model import Distance
 from spinney.router.picker import (
+    NO_PREFILL_WORKER,
     REVISIONS_DIFFER,
     SHOWN_CANDIDATES,
     Ask,
@@ -68,6 +69,9 @@ class Fleet:
             self.note(name, load)
         self.name_order = np.argsort(np.argsort([worker.name for worker in self.workers]))
         self.serves_whole = np.array([w.role is Role.BOTH for w in roster.decoders], bool)
+        self.paired = np.array([worker.only_paired for worker in self.workers], bool)
+        self.alone = None if not self.paired[self.split :].any() else ~self.paired[self.split :]
+        """Which decode workers need no prefill worker; None where all do without."""
         self.places = _Places(self.workers, self.split)
         self.pairs = _Revisions(roster.prefillers, roster.decoders)
         self._named: tuple[list[str], Ints] = ([], np.zeros(0, np.int64))
@@ -172,8 +176,12 @@ class _Look:
         self.prefillers_in: Bools | None = None
         self.decoders_in: Bools | None = None
         self.prefillers = self.decoders = 0
-        self.last_resort = False
+        self.last_resort = self.needed = False
         self._filter(avoided)
+        self.whole_in = self._in(fleet.alone) if fleet.alone is not None else None
+        """Which of the decode workers that are left may prefill for themselves; None if all."""
+        if self.decoders:
+            self._filter_prefillers(avoided)
         self.hits, self.cached = self._beginnings()
         self.lengths, self.length = _distinct(self.cached)
         """The values in `cached`, and which of them each is: a cost is asked once for each."""
@@ -205,11 +213,32 @@ class _Look:
         elif count < self.decoders:
             self.rejected["failed-lately"] += self.decoders - count
         self.decoders, self.decoders_in = count, left
-        if not ask.splittable or ask.local or not self.decoders:
-            return
-        self.prefillers_in, self.prefillers = self._without(ask.tried_prefill | avoided, 0, split)
-        if self.prefillers < split:
-            self.rejected["prefill-failed-lately"] += split - self.prefillers
+
+    def _filter_prefillers(self, avoided: frozenset[str]) -> None:
+        """See `picker.splitting` and what follows it."""
+        fleet, ask = self.fleet, self.ask
+        needed = fleet.paired[: fleet.split]
+        among = None if ask.splittable and not ask.local else needed
+        total = fleet.split if among is None else int(np.count_nonzero(among))
+        left, count = self._among(among, ask.tried_prefill | avoided)
+        if not count and needed.any():
+            if self.whole_in is None or self.whole_in.any():
+                return
+            self.needed = True
+            left, count = self._among(needed, ask.tried_prefill)
+            if not count:
+                left, count = needed, int(np.count_nonzero(needed))
+        elif count < total:
+            self.rejected["prefill-failed-lately"] += total - count
+        self.prefillers_in, self.prefillers = left, count
+
+    def _among(self, some: Bools | None, out: Iterable[str]) -> tuple[Bools | None, int]:
+        """Return which of *some* prefill workers are left without *out*, and their number."""
+        left, count = self._without(out, 0, self.fleet.split)
+        if some is None:
+            return left, count
+        both = some if left is None else some & left
+        return both, int(np.count_nonzero(both))
 
     def _without(self, out: Iterable[str], begin: int, end: int) -> tuple[Bools | None, int]:
         """Return which workers from *begin* to *end* are left, None for all; and their number."""
@@ -276,7 +305,11 @@ class _Look:
             return Nobody(dict(self.rejected))
         costs = self._prefilling() if self.prefillers else None
         option = self._cheapest(costs)
-        decode = option.decode
+        if option is None:
+            return Nobody(dict(self.rejected + Counter({NO_PREFILL_WORKER: self.decoders})))
+        decode, prefill = option.decode, option.prefill
+        if prefill is not None and self.needed:
+            prefill = prefill.as_last_resort()
         if self.last_resort:
             decode = decode.as_last_resort()
         shown = [self._shown(Stage.DECODE, self.decoding)]
@@ -285,7 +318,7 @@ class _Look:
         return Choice(
             option.mode,
             decode,
-            option.prefill,
+            prefill,
             option.why,
             Considered(tuple(shown)),
             dict(self.rejected),
@@ -293,33 +326,36 @@ class _Look:
             option.first_token,
         )
 
-    def _cheapest(self, prefilling: Floats | None) -> Option:
+    def _cheapest(self, prefilling: Floats | None) -> Option | None:
         able, why = self._may_serve_whole()
         whole = self._whole(able, why) if able is None or able.any() else None
         if prefilling is None or (whole is not None and whole.why == "short-prompt"):
-            assert whole is not None
             return whole
         split = self._split(prefilling)
         if split is None:
-            return whole or self._whole(None, REVISIONS_DIFFER)
+            anybody = self.whole_in is None or self.whole_in.any()
+            return whole or (self._whole(self.whole_in, REVISIONS_DIFFER) if anybody else None)
         return whole if whole is not None and whole.cost <= split.cost else split
 
     def _may_serve_whole(self) -> tuple[Bools | None, str]:
         """Return which decode workers may prefill for themselves, None for all; and why."""
         if self.ask.local:
-            return None, "fallback"
+            return self.whole_in, "fallback"
         if not self.ask.splittable:
-            return None, "not-splittable"
+            return self.whole_in, "not-splittable"
         if not self.prefillers:
-            return None, "no-prefill-worker"
+            return self.whole_in, NO_PREFILL_WORKER
         below = self.fleet.policy.local_prefill_below_tokens
         if below:
-            short = self._in(self._uncached() < below)
+            short = self._alone(self._uncached() < below)
             if short.any():
                 return short, "short-prompt"
         if self.costs.weighs_modes:
-            return None, "cheaper-whole"
-        return self._in(self.fleet.serves_whole), "serves-whole"
+            return self.whole_in, "cheaper-whole"
+        return self._alone(self.fleet.serves_whole), "serves-whole"
+
+    def _alone(self, some: Bools) -> Bools:
+        return self._in(some if self.fleet.alone is None else some & self.fleet.alone)
 
     def _in(self, some: Bools) -> Bools:
         return some if self.decoders_in is None else some & self.decoders_in

@@ -13,13 +13,16 @@ from spinney.router.admission import Gate
 if TYPE_CHECKING:
     from spinney.router.limits import Limits
     from spinney.router.table import WorkerTable
+    from spinney.router.turns import Turns
 
 
 class Gates:
     """The gates of all models that workers of *table* serve."""
 
-    def __init__(self, table: WorkerTable, limits: Limits) -> None:
+    def __init__(self, table: WorkerTable, limits: Limits, turns: Turns | None = None) -> None:
+        """*turns* is where routers count together what they let in."""
         self._table = table
+        self._turns = turns
         self._limits = limits
         self._gates: dict[str, Gate] = {}
 
@@ -29,7 +32,9 @@ class Gates:
             return None
         found = self._gates.get(model)
         if found is None:
-            found = self._gates[model] = Gate(self._limits, lambda: self._capacity(model))
+            turns = self._turns
+            door = turns.door(model) if turns is not None and turns.needed else None
+            found = self._gates[model] = Gate(self._limits, lambda: self._capacity(model), door)
         return found
 
     def waiting(self) -> dict[str, int]:

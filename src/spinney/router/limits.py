@@ -29,13 +29,18 @@ class Limits:
     """Between two questions to a worker whose models are not known."""
 
     max_running_per_worker: int = 2048
-    """Requests for a model that are served at once, for each of its decode workers."""
+    """Requests for a model that are served at once, for each of its decode workers, at all routers
+    together."""
     max_waiting: int = 4096
     """Requests for a model that wait for others to end; more are refused with 429."""
     queue_deadline_s: float = 30.0
     """How long a request waits for its turn."""
     tenant_shares: tuple[tuple[str, float], ...] = ()
     """How many parts of busy workers tenants have; those that are not here have one."""
+    tenant_limits: tuple[tuple[str, int], ...] = ()
+    """How many requests of tenants are served at once, at all routers together."""
+    tenant_limit: int | None = None
+    """The same for each tenant that is not in `tenant_limits`; None is any number."""
     ttft_target_ms: float | None = None
     """When first tokens are wanted of requests that do not say; None is at any time."""
 
@@ -45,6 +50,8 @@ class Limits:
     """The shortest time between two messages in which one router tells another of its load."""
     peer_expiry_s: float = 2.0
     """A router that has said nothing for so long is counted no more."""
+    settle_s: float = 0.06
+    """When all other routers have heard what one told them: three messages' time."""
     max_tries: int = 8
     """Decode attempts of one request in all, those too that reached no worker."""
     retry_within_s: float = 60.0

@@ -158,6 +158,13 @@ class Faults:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._faults: dict[str, _Fault] = {}
+        self._told: dict[str, float] = {}
+        """Until when workers are avoided on another router's word."""
+        self._callbacks: list[Callable[[], None]] = []
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        """Have *callback* called when a worker is avoided, or no more, as this router found."""
+        self._callbacks.append(callback)
 
     def failed(self, worker: str, now_s: float) -> float:
         """Note a failure; return for how many seconds the worker is avoided.
@@ -169,7 +176,24 @@ class Faults:
             return before.until_s - now_s
         pause_s = min(self._limits.avoid_most_s, self._limits.avoid_first_s * 2.0**before.failures)
         self._faults[worker] = _Fault(min(before.failures + 1, 30), now_s + pause_s, now_s)
+        self._changed()
         return pause_s
+
+    def told(self, worker: str, until_s: float) -> None:
+        """Avoid *worker* until then on another router's word: it is no failure of its own."""
+        self._told[worker] = until_s
+
+    def untold(self, worker: str) -> None:
+        """Avoid *worker* on no other router's word."""
+        self._told.pop(worker, None)
+
+    def failing(self, now_s: float) -> list[str]:
+        """Return the workers that are avoided by what this router found itself; sorted."""
+        return sorted(name for name, fault in self._faults.items() if fault.until_s > now_s)
+
+    def _changed(self) -> None:
+        for callback in self._callbacks:
+            callback()
 
     def was_known(self, worker: str, asked_s: float) -> bool:
         """Whether *worker* was known to fail when it was asked something at *asked_s*."""
@@ -182,6 +206,7 @@ class Faults:
         One that answered before and failed all the same is avoided for a moment even so: it can
         have its health and not be able to serve.
         """
+        self.untold(worker)
         fault = self._faults.get(worker)
         if fault is None or fault.until_s <= now_s:
             return
@@ -189,16 +214,22 @@ class Faults:
         again_s = min(limits.avoid_answering_most_s, limits.avoid_first_s * (fault.failures - 1))
         if now_s >= fault.since_s + again_s:
             self._faults[worker] = replace(fault, until_s=now_s)
+            self._changed()
 
     def succeeded(self, worker: str) -> None:
-        """Forget what *worker* did."""
-        self._faults.pop(worker, None)
+        """Forget what *worker* did, and what was said of it."""
+        if self._told:
+            self.untold(worker)
+        if self._faults.pop(worker, None) is not None:
+            self._changed()
 
     def avoided(self, now_s: float) -> frozenset[str]:
         """Return the workers to avoid now."""
-        if not self._faults:
+        if not self._faults and not self._told:
             return frozenset()
-        return frozenset(name for name, fault in self._faults.items() if fault.until_s > now_s)
+        found = {name for name, fault in self._faults.items() if fault.until_s > now_s}
+        found.update(name for name, until_s in self._told.items() if until_s > now_s)
+        return frozenset(found)
 
 
 class RetryBudget:

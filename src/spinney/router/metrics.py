@@ -119,6 +119,7 @@ class RouterMetrics(Collector):
     """All metrics of a router, registered with *registry*."""
 
     def __init__(self, registry: CollectorRegistry, ledger: Ledger) -> None:
+        self.registry = registry
         self._ledger = ledger
         self._workers: Callable[[], tuple[Worker, ...]] = tuple
         self.streamed_events = 0
@@ -147,6 +148,9 @@ class RouterMetrics(Collector):
         )
         self.refusals = counter(
             "refusals", "Requests refused before they were served", "reason", "tenant"
+        )
+        self.peer_refusals = counter(
+            "peer_refusals", "Requests refused on the port for other routers, by why", "reason"
         )
         self.handovers = counter(
             "handovers", "Prefills handed to a decode worker, by what came of them", "outcome"

@@ -103,6 +103,8 @@ class Inbound:
     wants_token_ids: bool = False
     wants_usage: bool = False
     """Whether a stream is to end with the token counts."""
+    choices: int = 1
+    """How many answers are wanted."""
     counts_hidden: bool = False
     """Whether the router asks for them in its own name, and the client is not to see them."""
 
@@ -154,6 +156,7 @@ def read_request(path: str, body: bytes) -> Inbound:
         chunks=chunk_hashes(prompt, seed),
         splittable=splittable,
         migratable=splittable and bool(fields.stream) and not _reports_probabilities(fields),
+        choices=fields.n or 1,
         wants_token_ids=bool(fields.return_token_ids),
         wants_usage=bool(fields.stream_options and fields.stream_options.include_usage),
         counts_hidden=wanted != "input" and bool(fields.stream) and fields.stream_options is None,

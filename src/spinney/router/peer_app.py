@@ -1,8 +1,8 @@
 """What a router serves to other routers and to its own processes, on a port that clients do not
 reach, and how the processes of one router answer for each other.
 
-Invariant: what is asked on that port is answered by the one process that was asked, so that no
-question goes round.
+Invariants: nothing is told to who has not the routers' secret, and nothing of theirs is taken; what
+is asked on that port is answered by the one process that was asked, so that no question goes round.
 """
 
 from __future__ import annotations
@@ -13,33 +13,43 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from spinney.log import get_logger
 from spinney.metrics import CONTENT_TYPE, exposition
 from spinney.router.http_client import BrokenError, ConnectError, HttpClient
+from spinney.router.peer_seal import HEADER, WORDS, Refusal
 from spinney.router.relay import Reply
 from spinney.router.sharing import LOAD_PATH
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 
-    from prometheus_client import CollectorRegistry
-
+    from spinney.router.metrics import RouterMetrics
+    from spinney.router.peer_seal import Seal
     from spinney.router.sharing import PeerLoads
     from spinney.router.stories import Stories
 
     Message = MutableMapping[str, Any]
 
 MOST_BYTES = 8 << 20
-"""Of a message or an answer between routers."""
+"""Of an answer of another process; figures of many models and workers are long."""
+MOST_MESSAGE_BYTES = 2 << 20
+"""Of what another router says."""
 PEER_DEADLINE_S = 1.0
 """For an answer of another router."""
 STORY_PATH = "/debug/requests/"
+SAY_AGAIN_S = 30.0
+"""Between two lines of log that say the same of one router."""
+
+log = get_logger("router")
 
 
 class HttpPeers:
     """Asks other routers, over kept connections."""
 
-    def __init__(self) -> None:
+    def __init__(self, seal: Seal) -> None:
         self._client = HttpClient(PEER_DEADLINE_S)
+        self._seal = seal
+        self._said_s: dict[str, float] = {}
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -54,9 +64,10 @@ class HttpPeers:
         return await self._ask("GET", base, path)
 
     async def _ask(self, method: str, base: str, path: str, body: bytes = b"") -> bytes | None:
+        seal = self._seal.question(method, path, body)
         try:
             async with asyncio.timeout(PEER_DEADLINE_S):
-                connection = await self._client.send(method, base, path, {}, body)
+                connection = await self._client.send(method, base, path, {HEADER: seal}, body)
                 try:
                     parts, size = [], 0
                     while (part := await connection.chunk()) and size <= MOST_BYTES:
@@ -66,16 +77,34 @@ class HttpPeers:
                     connection.let_go()
         except (ConnectError, BrokenError, TimeoutError):
             return None
-        return b"".join(parts) if connection.status == 200 and size <= MOST_BYTES else None
+        answer = b"".join(parts)
+        if connection.status in (400, 401, 413):
+            self._say(base, answer[:200].decode("utf-8", "replace"))
+        if connection.status != 200 or size > MOST_BYTES:
+            return None
+        if not self._seal.answers(connection.headers.get(HEADER, ""), seal, answer):
+            self._say(base, "its answer is not sealed with our secret; it is no router of ours")
+            return None
+        return answer
+
+    def _say(self, base: str, why: str) -> None:
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._said_s.get(base, -SAY_AGAIN_S) >= SAY_AGAIN_S:
+            self._said_s[base] = now_s
+            log.warning("another router is not understood", url=base, why=why)
 
 
 class PeerApp:
     """Answers other routers, and the other processes of this one."""
 
-    def __init__(self, loads: PeerLoads, registry: CollectorRegistry, stories: Stories) -> None:
+    def __init__(
+        self, loads: PeerLoads, seal: Seal, metrics: RouterMetrics, stories: Stories
+    ) -> None:
         self._loads = loads
-        self._registry = registry
+        self._seal = seal
+        self._metrics = metrics
         self._stories = stories
+        self._said_s: dict[Refusal, float] = {}
 
     async def __call__(
         self,
@@ -86,32 +115,62 @@ class PeerApp:
         """Answer one HTTP request."""
         if scope["type"] != "http":
             return
-        status, body = 404, b""
-        path, method = scope["path"], scope["method"]
+        reply = Reply(send)
+        seal = dict(scope["headers"]).get(HEADER.encode(), b"").decode("latin-1")
+        body = await _read(receive) if seal else b""
+        if body is None:
+            await self._refuse(reply, scope, Refusal.TOO_LARGE)
+            return
+        why = self._seal.refusal(seal, scope["method"], scope["path"], body)
+        if why is not None:
+            await self._refuse(reply, scope, why)
+            return
+        try:
+            status, answer = self._answer(scope["method"], scope["path"], body)
+        except msgspec.DecodeError:
+            await self._refuse(reply, scope, Refusal.MALFORMED)
+            return
+        headers = [
+            (b"content-type", CONTENT_TYPE.encode()),
+            (HEADER.encode(), self._seal.answer(seal, answer).encode()),
+        ]
+        await reply.whole(status, headers, answer)
+
+    def _answer(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
         if method == "POST" and path == LOAD_PATH:
-            status, body = await self._take(receive)
-        elif method == "GET" and path == "/metrics":
-            status, body = 200, exposition(self._registry)
-        elif method == "GET" and path.startswith(STORY_PATH):
+            return 200, self._loads.take(body, asyncio.get_running_loop().time())
+        if method == "GET" and path == "/metrics":
+            return 200, exposition(self._metrics.registry)
+        if method == "GET" and path.startswith(STORY_PATH):
             story = self._stories.get(path.removeprefix(STORY_PATH))
             if story is not None:
-                status, body = 200, story.encode()
-        await Reply(send).whole(status, [(b"content-type", CONTENT_TYPE.encode())], body)
+                return 200, story.encode()
+        return 404, b""
 
-    async def _take(self, receive: Callable[[], Awaitable[Message]]) -> tuple[int, bytes]:
-        parts, size = [], 0
-        while True:
-            message = await receive()
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > MOST_BYTES:
-                return 413, b""
-            if not message.get("more_body", False):
-                break
-        try:
-            return 200, self._loads.take(b"".join(parts), asyncio.get_running_loop().time())
-        except msgspec.DecodeError:
-            return 400, b""
+    async def _refuse(self, reply: Reply, scope: Message, why: Refusal) -> None:
+        """Say why what came is not taken, to who sent it, in the log and in figures."""
+        self._metrics.peer_refusals.labels(why.value).inc()
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._said_s.get(why, -SAY_AGAIN_S) >= SAY_AGAIN_S:
+            self._said_s[why] = now_s
+            sender = (scope.get("client") or ("unknown",))[0]
+            log.warning("refused on the port for routers", sender=sender, why=WORDS[why])
+        status = {Refusal.MALFORMED: 400, Refusal.TOO_LARGE: 413}.get(why, 401)
+        headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
+        await reply.whole(status, headers, WORDS[why].encode())
+
+
+async def _read(receive: Callable[[], Awaitable[Message]]) -> bytes | None:
+    """Return the body of a request, None where it is too large."""
+    parts, size = [], 0
+    while True:
+        message = await receive()
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > MOST_MESSAGE_BYTES:
+            return None
+        if not message.get("more_body", False):
+            return b"".join(parts)
 
 
 class Siblings:

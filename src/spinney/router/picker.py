@@ -170,6 +170,7 @@ class Nobody:
 
 
 SHOWN_CANDIDATES = 8
+NO_PREFILL_WORKER = "no-prefill-worker"
 REVISIONS_DIFFER = "revisions-differ"
 """Why a decode worker prefills: no prefill worker is of a revision that a decode worker is of."""
 
@@ -181,16 +182,19 @@ def pick(ask: Ask, view: View, policy: Policy, rng: Random) -> Choice | Nobody:
     decoders, last_resort = _decoders(roster.decoders, ask, view, rejected)
     if not decoders:
         return Nobody(dict(rejected))
-    may_split = ask.splittable and not ask.local
-    prefillers = _prefillers(roster.prefillers, ask, view, rejected) if may_split else []
+    prefillers, needed = _prefillers(splitting(ask, roster.prefillers), ask, view, rejected)
+    if needed and any(not worker.only_paired for worker in decoders):
+        prefillers = []  # There is a better resort: somebody who needs none.
     table = _Table(ask, view, policy, rng)
     option = _cheapest(table, decoders, prefillers)
+    if option is None:
+        return Nobody(dict(rejected + Counter({NO_PREFILL_WORKER: len(decoders)})))
     decode = option.decode.as_last_resort() if last_resort else option.decode
     shown = (*table.shown(Stage.PREFILL, prefillers), *table.shown(Stage.DECODE, decoders))
     return Choice(
         option.mode,
         decode,
-        option.prefill,
+        option.prefill.as_last_resort() if option.prefill and needed else option.prefill,
         option.why,
         shown,
         dict(rejected),
@@ -208,7 +212,7 @@ def pick_prefill(
     """
     found = view.roster(ask.model).prefillers
     able = [worker for worker in found if decode is None or may_pair(worker, decode)]
-    prefillers = _prefillers(able, ask, view, Counter())
+    prefillers, _ = _prefillers(able, ask, view, Counter())
     if not prefillers:
         return None
     table = _Table(ask, view, policy, rng)
@@ -250,12 +254,28 @@ def _decoders(
     return untried or found, bool(found)
 
 
-def _prefillers(found: list[Worker], ask: Ask, view: View, rejected: Counter[str]) -> list[Worker]:
+def splitting(ask: Ask, prefillers: list[Worker]) -> list[Worker]:
+    """Return the prefill workers that *ask* may go through: all, or those nobody can do without."""
+    if ask.splittable and not ask.local:
+        return prefillers
+    return [worker for worker in prefillers if worker.only_paired]
+
+
+def _prefillers(
+    found: list[Worker], ask: Ask, view: View, rejected: Counter[str]
+) -> tuple[list[Worker], bool]:
+    """Return who can prefill, and whether they failed lately.
+
+    Those come only where there is nobody else, and where they cannot be done without.
+    """
     out = ask.tried_prefill | view.avoided
     kept = [worker for worker in found if worker.name not in out] if out else found
+    if not kept and (needed := [worker for worker in found if worker.only_paired]):
+        untried = [worker for worker in needed if worker.name not in ask.tried_prefill]
+        return untried or needed, True
     if len(kept) < len(found):
         rejected["prefill-failed-lately"] += len(found) - len(kept)
-    return kept
+    return kept, False
 
 
 # Score
@@ -338,12 +358,13 @@ class _Table:
         self, decoders: list[Worker], prefillers: list[Worker]
     ) -> tuple[list[Worker], str]:
         """Return the workers that may prefill for themselves, and why they may."""
+        decoders = [worker for worker in decoders if not worker.only_paired]
         if self._ask.local:
             return decoders, "fallback"
         if not self._ask.splittable:
             return decoders, "not-splittable"
         if not prefillers:
-            return decoders, "no-prefill-worker"
+            return decoders, NO_PREFILL_WORKER
         below = self._policy.local_prefill_below_tokens
         if below:
             short = [worker for worker in decoders if self.uncached(worker) < below]
@@ -402,15 +423,18 @@ class Option:
     first_token: float
 
 
-def _cheapest(table: _Table, decoders: list[Worker], prefillers: list[Worker]) -> Option:
-    """Return the cheaper of serving whole and splitting; whole where they cost the same."""
+def _cheapest(table: _Table, decoders: list[Worker], prefillers: list[Worker]) -> Option | None:
+    """Return the cheaper of serving whole and splitting; whole where they cost the same.
+
+    None where every decode worker needs a prefill worker, and none pairs.
+    """
     whole = _whole(table, decoders, prefillers)
     if not prefillers or (whole is not None and whole.why == "short-prompt"):
-        assert whole is not None
         return whole
     split = _split(table, decoders, prefillers)
     if split is None:
-        return whole or _whole_among(table, decoders, REVISIONS_DIFFER)
+        alone = [worker for worker in decoders if not worker.only_paired]
+        return whole or (_whole_among(table, alone, REVISIONS_DIFFER) if alone else None)
     return whole if whole is not None and whole.cost <= split.cost else split
 
 

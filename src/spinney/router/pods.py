@@ -13,7 +13,7 @@ from spinney.api import names
 from spinney.api.meta import is_true
 from spinney.kube.informer import Change
 from spinney.log import get_logger
-from spinney.router.workers import Role, Worker
+from spinney.router.workers import Role, Way, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +29,7 @@ KV_EVENTS_PORT = "kv-events"
 KV_REPLAY_PORT = "kv-replay"
 """Names of the container ports where a worker publishes KV events, and sends them again."""
 KV_HANDOVER = "spinney.dev/kv-handover"
-"""Annotation: *ticket* or *rendezvous*; see `spinney.router.rendezvous`."""
+"""Annotation: *ticket*, *rendezvous* or *sglang*; see `spinney.router.workers.Way`."""
 KV_BOOTSTRAP_PORT = "kv-bootstrap"
 """Name of the container port where a prefill worker's KV is met."""
 DEFAULT_BOOTSTRAP_PORT = 8998
@@ -66,7 +66,8 @@ def worker_of(pod: Pod, node: Node | None = None) -> Worker | None:
     if pod.status.phase in _ENDED:
         return None
     model = pod.metadata.annotations.get(names.MODEL) or pod.labels.get(names.MODEL)
-    rendezvous = pod.metadata.annotations.get(KV_HANDOVER) == "rendezvous"
+    said = pod.metadata.annotations.get(KV_HANDOVER)
+    way = Way(said) if said in tuple(Way) else Way.TICKET
     bootstrap = _port(pod, KV_BOOTSTRAP_PORT) or DEFAULT_BOOTSTRAP_PORT
     host = f"[{pod.status.pod_ip}]" if ":" in pod.status.pod_ip else pod.status.pod_ip
     return Worker(
@@ -81,8 +82,8 @@ def worker_of(pod: Pod, node: Node | None = None) -> Worker | None:
         kv_events=_zmq(host, _port(pod, KV_EVENTS_PORT)),
         kv_replay=_zmq(host, _port(pod, KV_REPLAY_PORT)),
         revisions=frozenset(filter(None, pod.labels.get(names.REVISION, "").split("."))),
-        rendezvous=rendezvous,
-        bootstrap_port=bootstrap if rendezvous and role != Role.DECODE else 0,
+        way=way,
+        bootstrap_port=bootstrap if way is not Way.TICKET and role != Role.DECODE else 0,
     )
 
 

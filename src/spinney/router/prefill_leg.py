@@ -83,8 +83,8 @@ class PrefillLeg:
         try:
             await self._prefill(run, worker, meeting)
         except WorkerFailure as failure:
-            if not failure.clients_fault:
-                raise
+            if not failure.clients_fault or worker.only_paired:
+                raise  # A worker that needs it would wait for what never comes.
             # The decode worker has the last word on the request.
             self._recorder.note(run, "prefill refused", worker=worker.name, detail=failure.detail)
 
@@ -103,7 +103,8 @@ class PrefillLeg:
         ):
             deadline_s = self._limits.prefill_deadline(run.known_tokens)
             async with Deadline(deadline_s, worker, Stage.PREFILL):
-                answer = await self._calls.whole(Call(run, worker, Stage.PREFILL, body, span))
+                call = Call(run, worker, Stage.PREFILL, body, span, once=meeting is not None)
+                answer = await self._calls.whole(call)
         took_s = _now() - began_s
         self._faults.succeeded(worker.name)
         self._recorder.prefill_answered(run, took_s)

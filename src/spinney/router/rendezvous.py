@@ -1,9 +1,10 @@
 """Hand-overs for which prefill and decode worker are called at the same time, as SGLang has them.
 
 A worker's pod says which way it has: the annotation ``spinney.dev/kv-handover`` is *ticket*, where
-it says nothing, or *rendezvous*; only workers of one way are paired. With a rendezvous both get the
-client's request with the prefill worker's address and a *room*, and find each other. Invariant: a
-room is told to one pair of workers for one attempt, and cannot be guessed.
+it says nothing, *rendezvous* or *sglang*; only workers of one way are paired. With a rendezvous
+both get the client's request with the prefill worker's address and a *room*, and find each other.
+SGLang's own workers refuse what has no room, so that all they serve goes through a pair of them.
+Invariant: a room is told to one pair of workers for one attempt, and cannot be guessed.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def secret_room() -> int:
-    """Return a room that nobody can guess."""
-    return SystemRandom().getrandbits(ROOM_BITS)
+    """Return a room that nobody can guess; never 0, which SGLang takes for none yet."""
+    return SystemRandom().randrange(1, 1 << ROOM_BITS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,11 +139,15 @@ class Run:
 
     def settle(self) -> None:
         """Note what came of it, also where its stream broke off or its client went away."""
-        story = self.story
-        story.attempts, story.migrations = self.attempt.number, self.migrations
-        if story.output_tokens is None and self.journal is not None and not self.reply.finished:
+        self.story.attempts, self.story.migrations = self.attempt.number, self.migrations
+        if not self.reply.finished:
+            self.count_sent()
+
+    def count_sent(self) -> None:
+        """Note how many tokens the client has of a stream whose worker did not say it."""
+        if self.story.output_tokens is None and self.journal is not None:
             self.journal.read()
-            story.output_tokens = len(self.journal.tokens) or None
+            self.story.output_tokens = len(self.journal.tokens) or None
 
     def all_is_sent(self) -> bool:
         """Return whether nothing but the end of the stream was missing when it broke off."""

@@ -150,5 +150,6 @@ class Serving:
 
     async def _break_off(self, run: Run, why: str) -> Outcome:
         self._recorder.broke_off(run)
+        run.count_sent()
         await self._replies.broke_off(run, why)
         return Outcome.BROKEN_OFF

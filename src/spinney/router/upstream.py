@@ -16,7 +16,7 @@ import msgspec
 
 from spinney.router.http_client import BrokenError, ConnectError, HttpClient
 from spinney.router.openai import read_error, read_models
-from spinney.router.workers import Stage
+from spinney.router.workers import Stage, Way
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -205,8 +205,12 @@ class HttpUpstream:
         return HttpAnswer(connection, worker, stage)
 
     async def answers(self, worker: Worker, within_s: float) -> bool:
-        """Return whether *worker* answers anything at all in that time."""
-        return await self._get(worker, "/health", within_s) is not None
+        """Return whether *worker* answers anything at all in that time.
+
+        SGLang computes a token for its ``/health``, after all that it has to do before.
+        """
+        path = "/v1/models" if worker.way is Way.SGLANG else "/health"
+        return await self._get(worker, path, within_s) is not None
 
     async def models(self, worker: Worker) -> frozenset[str]:
         """Return the models that *worker* lists, empty when it cannot tell now."""

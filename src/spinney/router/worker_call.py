@@ -33,7 +33,7 @@ class Call(NamedTuple):
     body: bytes
     span: Span
     once: bool = False
-    """Whether the worker must not see it twice: it has a hand-over, which is for one use."""
+    """Whether the worker must not see it twice: its handle or its room is for one use."""
 
 
 @dataclass(frozen=True, slots=True)

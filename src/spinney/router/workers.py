@@ -26,6 +26,17 @@ class Role(StrEnum):
     BOTH = "both"
 
 
+class Way(StrEnum):
+    """How KV comes from one worker to the other; workers of different ways do not pair."""
+
+    TICKET = "ticket"
+    """The prefill worker answers with a ticket, which the decode worker gets."""
+    RENDEZVOUS = "rendezvous"
+    """Both are called at once; see `spinney.router.rendezvous`."""
+    SGLANG = "sglang"
+    """The same, of workers that refuse whatever comes without a meeting."""
+
+
 class Stage(StrEnum):
     """The two halves of a request."""
 
@@ -55,15 +66,19 @@ class Worker:
     """Where it sends events again that were missed."""
     revisions: frozenset[str] = frozenset()
     """Revisions of its set that it belongs to; none where it does not say."""
-    rendezvous: bool = False
-    """Whether prefill and decode worker are called at once; see `spinney.router.rendezvous`."""
+    way: Way = Way.TICKET
     bootstrap_port: int = 0
-    """Where others meet it for its KV, if it is a prefill worker of that kind."""
+    """Where others meet it for its KV, if it is a prefill worker that is met."""
 
     @property
-    def pairing(self) -> tuple[frozenset[str], bool]:
+    def pairing(self) -> tuple[frozenset[str], Way]:
         """What decides whom it may pair with."""
-        return self.revisions, self.rendezvous
+        return self.revisions, self.way
+
+    @property
+    def only_paired(self) -> bool:
+        """Whether it serves nothing without a worker of the other role."""
+        return self.way is Way.SGLANG and self.role is not Role.BOTH
 
     @property
     def available(self) -> bool:
@@ -81,7 +96,7 @@ def may_pair(one: Worker, other: Worker) -> bool:
 
     It is not where their revisions differ, or their ways to hand it over.
     """
-    if one.rendezvous != other.rendezvous:
+    if one.way is not other.way:
         return False
     if not one.revisions or not other.revisions:
         return True
@@ -123,27 +138,29 @@ class StaticWorkers:
 
 
 _PLACES = ("host", "rack", "zone")
+_MET = (Way.RENDEZVOUS, Way.SGLANG)
 
 
 def parse_worker(text: str, models: Iterable[str] = ()) -> Worker:
     """Return the worker that ``ROLE[:NAME]=URL[,KEY=VALUE...]`` describes; raise BadInputError.
 
-    Keys are kv-events, kv-replay, rendezvous, host, rack and zone. Without a name it is called
-    after its host and port.
+    Keys are kv-events, kv-replay, rendezvous, sglang, host, rack and zone. Without a name
+    it is called after its host and port.
     """
     left, separator, rest = text.partition("=")
     url, *extras = rest.split(",")
     further = dict(extra.partition("=")[::2] for extra in extras)
-    if unknown := set(further) - {"kv-events", "kv-replay", "rendezvous", *_PLACES}:
+    if unknown := set(further) - {"kv-events", "kv-replay", *_MET, *_PLACES}:
         raise BadInputError(
             f"worker {text!r}: {sorted(unknown)[0]!r} is not known; after the URL there may be "
-            f"kv-events=tcp://host:port, kv-replay=tcp://host:port, rendezvous=PORT, host=, rack= "
-            f"and zone="
+            f"kv-events=tcp://host:port, kv-replay=tcp://host:port, rendezvous=PORT, "
+            f"sglang=PORT, host=, rack= and zone="
         )
-    meets = further.get("rendezvous", "0")
+    way = next((met for met in _MET if met in further), Way.TICKET)
+    meets = further.get(way, "0")
     if not meets.isdecimal() or int(meets) > 65535:
         raise BadInputError(
-            f"worker {text!r}: rendezvous={meets} is no port; give the prefill worker's KV port, "
+            f"worker {text!r}: {way}={meets} is no port; give the prefill worker's KV port, "
             f"and to decode workers any"
         )
     host, rack, zone = (further.get(place, "") for place in _PLACES)
@@ -168,6 +185,6 @@ def parse_worker(text: str, models: Iterable[str] = ()) -> Worker:
         places=(host, rack, zone) if host or rack or zone else (),
         kv_events=further.get("kv-events", ""),
         kv_replay=further.get("kv-replay", ""),
-        rendezvous="rendezvous" in further,
+        way=way,
         bootstrap_port=int(meets),
     )
