@@ -99,8 +99,7 @@ class WorkerProcess:
             *(sys.executable, "-m", "spinney.cmd.main", self.kind, "--port", str(self.port)),
             *("--role", self.role, "--engine-id", f"{self.name}-{self.lives}", "--log-json"),
             *("--kv-port", str(self.kv_port), "--kv-advertise-port", str(self.kv.port)),
-            *("--kv-lease", str(LEASE_S), "--num-blocks", "512", "--max-model-len", "2048"),
-            *("--drain-timeout", "20", *self.flags),
+            *("--kv-lease", str(LEASE_S), "--drain-timeout", "20", *self.flags),
         ]
         with self.log_to.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log)
@@ -144,6 +143,8 @@ class Tally:
     faults: Counter[str] = field(default_factory=Counter)
     handovers: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
+    unsaved: list[str] = field(default_factory=list)
+    """What the router tells of each request that ended in an error."""
 
     @property
     def total(self) -> int:
@@ -153,6 +154,7 @@ class Tally:
         for counter in (self.ended, self.faults, self.handovers):
             counter.clear()
         self.wrong.clear()
+        self.unsaved.clear()
 
 
 @dataclass(frozen=True)
@@ -166,25 +168,49 @@ class Job:
     leave: int = -1
 
 
+@dataclass(frozen=True)
+class Pools:
+    """How many KV blocks workers have, by role, and how many tokens a request may have."""
+
+    prefill: int = 512
+    decode: int = 512
+    context: int = 2048
+
+    def flags(self, role: str) -> tuple[str, ...]:
+        blocks = self.prefill if role == "prefill" else self.decode
+        return ("--num-blocks", str(blocks), "--max-model-len", str(self.context))
+
+
 class Arena:
     """Two prefill and two decode workers behind a router; use it as a context."""
 
     def __init__(
-        self, folder: Path, seed: int, *, kind: str = "mock", slow_down: float = 1.0
+        self,
+        folder: Path,
+        seed: int,
+        *,
+        kind: str = "mock",
+        slow_down: float = 1.0,
+        pools: Pools = Pools(),
+        patience: tuple[str, ...] = (),
     ) -> None:
+        """*patience*: flags of the router that are to differ from `ROUTER_FLAGS`."""
         self.folder, self.seed = folder, seed
         self.rng = Random(seed)
         self.truth = Truth(kind)
         self.tally = Tally()
         pace = ("--speed-up", str(1 / slow_down)) if kind == "mock" else ()
+        prefill = (*pools.flags("prefill"), *pace)
+        decode = (*pools.flags("decode"), *pace)
         plain = ("--no-kv-shared-memory",)
         self.workers = [
-            WorkerProcess(kind, "p0", "prefill", folder, Random(seed), *pace),
-            WorkerProcess(kind, "p1", "prefill", folder, Random(seed + 1), *pace),
+            WorkerProcess(kind, "p0", "prefill", folder, Random(seed), *prefill),
+            WorkerProcess(kind, "p1", "prefill", folder, Random(seed + 1), *prefill),
             # One maps the blocks of its peers, to the other all bytes come through the proxy.
-            WorkerProcess(kind, "d0", "decode", folder, Random(seed + 2), *pace),
-            WorkerProcess(kind, "d1", "decode", folder, Random(seed + 3), *pace, *plain),
+            WorkerProcess(kind, "d0", "decode", folder, Random(seed + 2), *decode),
+            WorkerProcess(kind, "d1", "decode", folder, Random(seed + 3), *decode, *plain),
         ]
+        self.patience = patience
         self.by_name = {worker.name: worker for worker in self.workers}
         self.router_port = free_port()
         self.router: asyncio.subprocess.Process | None = None
@@ -237,7 +263,7 @@ class Arena:
         ]
         command = [
             *(sys.executable, "-m", "spinney.cmd.main", "router", "--log-json"),
-            *("--port", str(port), "--model", MODEL, *ROUTER_FLAGS, *flags, *more),
+            *("--port", str(port), "--model", MODEL, *ROUTER_FLAGS, *self.patience, *flags, *more),
         ]
         with (log_to or self.folder / "router.log").open("ab") as log:
             return await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log)
@@ -296,14 +322,34 @@ class Arena:
             if not job.stream and job.leave >= 0:
                 return await self._leave_early(call, job.leave)
             async with call as answer:
-                if answer.status != 200:
-                    return self._refused(job, answer.status, await answer.read())
-                if job.stream:
-                    return await self._read_stream(job, answer)
-                return self._whole(job, json.loads(await answer.read()))
+                ended = await self._ended(job, answer)
+            if ended.startswith("error"):
+                story = await self._story(url, answer.headers.get("x-request-id", ""))
+                self.tally.unsaved.append(f"request {job.number}, {ended}\n{story}")
+            return ended
         except (aiohttp.ClientError, ValueError) as error:
             self.tally.wrong.append(f"request {job.number} broke: {error!r}")
             return "BROKEN"
+
+    async def _ended(self, job: Job, answer: aiohttp.ClientResponse) -> str:
+        if answer.status != 200:
+            return self._refused(job, answer.status, await answer.read())
+        if job.stream:
+            return await self._read_stream(job, answer)
+        return self._whole(job, json.loads(await answer.read()))
+
+    async def _story(self, url: str, request_id: str) -> str:
+        """Return what the router did for a request, a line for each step."""
+        try:
+            async with self.session.get(f"{url}/debug/requests/{request_id}") as answer:
+                story = json.loads(await answer.read())
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            return f"  no story: {error!r}"
+        lines = [f"  {story.get('prompt_tokens')} prompt tokens, stream: {story.get('stream')}"]
+        for step in story.get("steps", ()):
+            told = {name: value for name, value in step["fields"].items() if name != "considered"}
+            lines.append(f"  {step['at_ms']:>9.0f} ms  {step['what']}  {told}")
+        return "\n".join(lines)
 
     async def _leave_early(self, call: Any, tick: int) -> str:
         with contextlib.suppress(TimeoutError):
