@@ -347,7 +347,7 @@ class Arena:
             return f"  no story: {error!r}"
         lines = [f"  {story.get('prompt_tokens')} prompt tokens, stream: {story.get('stream')}"]
         for step in story.get("steps", ()):
-            told = {name: value for name, value in step["fields"].items() if name != "considered"}
+            told = {name: _brief(value) for name, value in step["fields"].items()}
             lines.append(f"  {step['at_ms']:>9.0f} ms  {step['what']}  {told}")
         return "\n".join(lines)
 
@@ -470,6 +470,14 @@ class Arena:
             await until(free, f"{name} holds nothing", LEASE_S + 12)
         except AssertionError:
             self.tally.wrong.append(f"{name} still holds {held}")
+
+
+def _brief(value: Any) -> Any:
+    """Return the names of the workers that were chosen, and other values as they are."""
+    if not isinstance(value, dict) or "decode" not in value:
+        return value
+    picks = (value.get("prefill"), value["decode"])
+    return " then ".join(pick["worker"]["name"] for pick in picks if pick)
 
 
 HELD = (

@@ -369,6 +369,7 @@ class EngineService:
             prompt_digest(known),
             span,
             PATIENCE_S if remote.patient else None,
+            sequence.trace,
         )
         if remote.deadline_s is not None and self._clock.now() >= remote.deadline_s:
             raise HandoverError(
