@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from spinney.engine.checkpoint import load_checkpoint
+from spinney.engine.decode_options import DecodeOptions
 from spinney.engine.executor import Batch, SequenceStep
 from spinney.engine.numpy_executor import NumpyExecutor
 from spinney.engine.part import WHOLE, Part, check_ranks
@@ -35,17 +36,16 @@ FAMILIES = {
 RANKS = {"llama": (2, 3, 6), "qwen2": (2, 4), "qwen3": (2, 4)}
 BLOCK, BLOCKS = 4, 32
 SIZES = {"num_blocks": BLOCKS, "block_size": BLOCK}
+NEEDS_TORCH = [
+    pytest.mark.torch,
+    pytest.mark.skipif(
+        importlib.util.find_spec("torch") is None, reason="the torch extra is missing"
+    ),
+]
 EXECUTORS = [
     "numpy",
-    pytest.param(
-        "torch",
-        marks=[
-            pytest.mark.torch,
-            pytest.mark.skipif(
-                importlib.util.find_spec("torch") is None, reason="the torch extra is missing"
-            ),
-        ],
-    ),
+    pytest.param("torch", marks=NEEDS_TORCH),
+    pytest.param("torch, static decode", marks=NEEDS_TORCH),
 ]
 
 
@@ -81,7 +81,8 @@ def executor_of(kind: str) -> Callable[..., Executor]:
         return NumpyExecutor
     from spinney.engine.torch_executor import TorchExecutor
 
-    return functools.partial(TorchExecutor, threads=1)
+    graph = "eager" if kind == "torch" else "static"
+    return functools.partial(TorchExecutor, threads=1, options=DecodeOptions(graph))
 
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))

@@ -13,6 +13,7 @@ import click
 
 from spinney.cmd.group import MemberModel, place_in_group, run_member
 from spinney.cmd.worker import run_worker, worker_options, worker_settings
+from spinney.engine.decode_options import DECODE_GRAPH, PAGED_ATTENTION
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,6 +45,23 @@ Examples:
 @click.option("--device", default="cpu", help="Torch device, as cuda:0.")
 @click.option("--dtype", default="float32", help="Torch element type of weights and KV.")
 @click.option(
+    "--decode-graph",
+    type=click.Choice(DECODE_GRAPH),
+    default="auto",
+    help="Capture torch's decode step as a CUDA graph, compile it, or run it eagerly.",
+)
+@click.option(
+    "--decode-graph-max-batch",
+    default=0,
+    help="Largest batch to capture; 0 takes --max-num-seqs.",
+)
+@click.option(
+    "--paged-attention",
+    type=click.Choice(PAGED_ATTENTION),
+    default="auto",
+    help="Decode by a Triton kernel that reads KV in place, or gather KV first.",
+)
+@click.option(
     "--kv-nixl/--no-kv-nixl",
     default=None,
     help="Move KV between hosts by NIXL. [default: where it is installed]",
@@ -70,6 +88,9 @@ def engine(**options: Any) -> None:
         threads=options["threads"],
         torch_device=options["device"],
         torch_dtype=options["dtype"],
+        decode_graph=options["decode_graph"],
+        decode_graph_max_batch=options["decode_graph_max_batch"],
+        paged_attention=options["paged_attention"],
         kv_nixl=nixl.installed() if options["kv_nixl"] is None else options["kv_nixl"],
     )
 

@@ -20,6 +20,7 @@ from spinney.engine.answers import Endpoint
 from spinney.engine.call_trace import CallTracer
 from spinney.engine.checkpoint import load_checkpoint, read_json
 from spinney.engine.core import CoreConfig, EngineCore
+from spinney.engine.decode_options import DecodeOptions
 from spinney.engine.engine_metrics import EngineMetrics
 from spinney.engine.group.data_link import LeaderSum
 from spinney.engine.group.executor import GroupExecutor
@@ -88,6 +89,10 @@ class EngineSettings:
     torch_device: str = "cpu"
     torch_dtype: str = "float32"
     threads: int = 1
+    decode_graph: str = "auto"
+    decode_graph_max_batch: int = 0
+    """Zero: `max_num_seqs`."""
+    paged_attention: str = "auto"
     ranks: int = 1
     """Processes that share the model; this one is the first."""
 
@@ -311,7 +316,11 @@ def _served_model(
 def make_executor(
     settings: EngineSettings, checkpoint: Checkpoint, num_blocks: int, part: Part = WHOLE
 ) -> Executor:
-    """Return the executor that the settings name, for *part* of the model."""
+    """Return the executor that the settings name, for *part* of the model.
+
+    Raises BadInputError when it cannot be had as it is wanted.
+    """
+    options = _decode_options(settings)
     if settings.executor == "torch":
         try:
             # Only here, so that everything else starts, and installs, without torch.
@@ -328,9 +337,20 @@ def make_executor(
             dtype=settings.torch_dtype,
             threads=settings.threads,
             part=part,
+            options=options,
         )
+    options.check_numpy()
     return NumpyExecutor(
         checkpoint, num_blocks=num_blocks, block_size=settings.block_size, part=part
+    )
+
+
+def _decode_options(settings: EngineSettings) -> DecodeOptions:
+    return DecodeOptions(
+        graph=settings.decode_graph,
+        attention=settings.paged_attention,
+        most_sequences=settings.decode_graph_max_batch or settings.max_num_seqs,
+        most_blocks=-(-settings.max_model_len // settings.block_size),
     )
 
 

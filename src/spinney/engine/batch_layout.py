@@ -64,8 +64,8 @@ class BatchLayout:
     """Rows whose logits are wanted."""
 
 
-def lay_out(batch: Batch, block_size: int) -> BatchLayout:
-    """Return *batch* row by row."""
+def lay_out(batch: Batch, block_size: int, spread: float = GATHER_SPREAD) -> BatchLayout:
+    """Return *batch* row by row; sequences in a group differ in length by up to *spread* times."""
     tokens: list[int] = []
     positions: list[int] = []
     blocks: list[int] = []
@@ -85,17 +85,17 @@ def lay_out(batch: Batch, block_size: int) -> BatchLayout:
             chunks.append(ChunkRows(begin, len(tokens), start, used))
         if sequence.wants_logits:
             wanted.append(len(tokens) - 1)
-    groups = tuple(_group(members, block_size) for members in _similar(singles, block_size))
+    groups = tuple(_group(members, block_size) for members in _similar(singles, block_size, spread))
     return BatchLayout(tokens, positions, blocks, tuple(chunks), groups, wanted)
 
 
 def _similar(
-    singles: list[tuple[int, SequenceStep]], size: int
+    singles: list[tuple[int, SequenceStep]], size: int, spread: float
 ) -> list[list[tuple[int, SequenceStep]]]:
     """Put sequences of similar length together, so that little is gathered in vain."""
     groups: list[list[tuple[int, SequenceStep]]] = []
     for item in sorted(singles, key=lambda item: (item[1].start, item[0])):
-        if groups and item[1].start < GATHER_SPREAD * (groups[-1][0][1].start + size):
+        if groups and item[1].start < spread * (groups[-1][0][1].start + size):
             groups[-1].append(item)
         else:
             groups.append([item])
