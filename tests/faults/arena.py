@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
+import multiprocessing
 import signal
 import sys
 from collections import Counter
-from dataclasses import dataclass, field
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +77,15 @@ class Truth:
             found.append(int(self._executor.step(Batch((step,)))[0].argmax()))
             step = SequenceStep([found[-1]], len(prompt) + len(found) - 1, [0], True)
         return found
+
+
+@functools.cache
+def _truth(kind: str) -> Truth:
+    return Truth(kind)
+
+
+def _answer(kind: str, prompt: list[int], count: int) -> list[int]:
+    return _truth(kind).answer(prompt, count)
 
 
 class WorkerProcess:
@@ -169,6 +181,16 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Said:
+    """What came of a request: how it ended, or tokens to be compared, and the router's id of it."""
+
+    ended: str = ""
+    tokens: tuple[int, ...] = ()
+    broke_off: bool = False
+    request_id: str = ""
+
+
+@dataclass(frozen=True)
 class Pools:
     """How many KV blocks workers have, by role, and how many tokens a request may have."""
 
@@ -197,7 +219,12 @@ class Arena:
         """*patience*: flags of the router that are to differ from `ROUTER_FLAGS`."""
         self.folder, self.seed = folder, seed
         self.rng = Random(seed)
-        self.truth = Truth(kind)
+        self.kind = kind
+        self._reckoner: ProcessPoolExecutor | None = None
+        if kind != "mock":
+            # A model computes: in this process, all that passes the proxies would wait for it.
+            spawning = multiprocessing.get_context("spawn")
+            self._reckoner = ProcessPoolExecutor(1, mp_context=spawning)
         self.tally = Tally()
         pace = ("--speed-up", str(1 / slow_down)) if kind == "mock" else ()
         prefill = (*pools.flags("prefill"), *pace)
@@ -245,6 +272,8 @@ class Arena:
         for worker in self.workers:
             await worker.http.close()
             await worker.kv.close()
+        if self._reckoner is not None:
+            self._reckoner.shutdown(cancel_futures=True)
 
     async def start_router(self) -> None:
         self.router = await self.another_router(self.router_port)
@@ -298,16 +327,40 @@ class Arena:
 
     async def ask(self, job: Job, url: str = "") -> str:
         """Send *job*, check what comes, and return how it ended."""
+        url = url or self.url
         try:
             async with asyncio.timeout(HANG_S):
-                ended = await self._ask(job, url or self.url)
+                said = await self._ask(job, url)
         except TimeoutError:
-            ended = "HANGS"
+            said = Said("HANGS")
             self.tally.wrong.append(f"request {job.number} has no end after {HANG_S:g} s")
+        ended = said.ended or await self._judged(job, said)
+        if ended.startswith("error"):
+            story = await self._story(url, said.request_id)
+            self.tally.unsaved.append(f"request {job.number}, {ended}\n{story}")
         self.tally.ended[ended] += 1
         return ended
 
-    async def _ask(self, job: Job, url: str) -> str:
+    async def _judged(self, job: Job, said: Said) -> str:
+        """Return how a request ended whose answer is as good as the model's, or that it is not."""
+        expected = tuple(await self._expected(job))
+        if said.tokens == expected and not said.broke_off:
+            return "ok"
+        if said.broke_off and said.tokens == expected[: len(said.tokens)]:
+            return "error event"
+        self.tally.wrong.append(
+            f"request {job.number}: {said.tokens} came, broken off: {said.broke_off}, "
+            f"{expected} was due"
+        )
+        return "WRONG"
+
+    async def _expected(self, job: Job) -> list[int]:
+        if self._reckoner is None:
+            return _answer(self.kind, job.prompt, job.count)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._reckoner, _answer, self.kind, job.prompt, job.count)
+
+    async def _ask(self, job: Job, url: str) -> Said:
         body = {
             "model": MODEL,
             "prompt": job.prompt,
@@ -322,21 +375,18 @@ class Arena:
             if not job.stream and job.leave >= 0:
                 return await self._leave_early(call, job.leave)
             async with call as answer:
-                ended = await self._ended(job, answer)
-            if ended.startswith("error"):
-                story = await self._story(url, answer.headers.get("x-request-id", ""))
-                self.tally.unsaved.append(f"request {job.number}, {ended}\n{story}")
-            return ended
+                said = await self._said(job, answer)
+            return replace(said, request_id=answer.headers.get("x-request-id", ""))
         except (aiohttp.ClientError, ValueError) as error:
             self.tally.wrong.append(f"request {job.number} broke: {error!r}")
-            return "BROKEN"
+            return Said("BROKEN")
 
-    async def _ended(self, job: Job, answer: aiohttp.ClientResponse) -> str:
+    async def _said(self, job: Job, answer: aiohttp.ClientResponse) -> Said:
         if answer.status != 200:
-            return self._refused(job, answer.status, await answer.read())
+            return Said(self._refused(job, answer.status, await answer.read()))
         if job.stream:
             return await self._read_stream(job, answer)
-        return self._whole(job, json.loads(await answer.read()))
+        return self._whole(json.loads(await answer.read()))
 
     async def _story(self, url: str, request_id: str) -> str:
         """Return what the router did for a request, a line for each step."""
@@ -351,12 +401,12 @@ class Arena:
             lines.append(f"  {step['at_ms']:>9.0f} ms  {step['what']}  {told}")
         return "\n".join(lines)
 
-    async def _leave_early(self, call: Any, tick: int) -> str:
+    async def _leave_early(self, call: Any, tick: int) -> Said:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(0.005 * tick):
                 async with call as answer:
                     await answer.read()
-        return "left"
+        return Said("left")
 
     def _refused(self, job: Job, code: int, raw: bytes) -> str:
         try:
@@ -374,49 +424,35 @@ class Arena:
         if report:
             self.tally.handovers[f"{report['outcome']} {report['failure'] or ''}".strip()] += 1
 
-    def _whole(self, job: Job, answer: Any) -> str:
-        choice = answer["choices"][0]
+    def _whole(self, answer: Any) -> Said:
         self._note_handover(answer)
-        if choice["token_ids"] != self.truth.answer(job.prompt, job.count):
-            self.tally.wrong.append(f"request {job.number}: wrong tokens {choice['token_ids']}")
-            return "WRONG"
-        return "ok"
+        return Said(tokens=tuple(answer["choices"][0]["token_ids"]))
 
-    async def _read_stream(self, job: Job, answer: aiohttp.ClientResponse) -> str:
+    async def _read_stream(self, job: Job, answer: aiohttp.ClientResponse) -> Said:
         found: list[int] = []
-        end = "unfinished"
+        end = ""
         events = 0
         async for line in answer.content:
             if not line.startswith(b"data: "):
                 continue
             if events == job.leave:
                 answer.close()
-                return "left"
+                return Said("left")
             events += 1
             if line.startswith(b"data: [DONE]"):
-                end = "done" if end == "unfinished" else end
+                end = end or "done"
                 continue
             event = json.loads(line[6:])
             if "error" in event:
-                end = "error event"
+                end = "error"
                 continue
             self._note_handover(event)
             for choice in event["choices"]:
                 found += choice.get("token_ids") or []
-        return self._streamed(job, found, end)
-
-    def _streamed(self, job: Job, found: list[int], end: str) -> str:
-        expected = self.truth.answer(job.prompt, job.count)
-        if end == "unfinished":
+        if not end:
             self.tally.wrong.append(f"request {job.number}: the stream has no end")
-            return "BROKEN"
-        if end == "done" and found != expected:
-            self.tally.wrong.append(f"request {job.number}: {found} came, {expected} was due")
-            return "WRONG"
-        if found != expected[: len(found)]:
-            self.tally.wrong.append(f"request {job.number}: {found} is no beginning of {expected}")
-            return "WRONG"
-        return "ok" if end == "done" else end
+            return Said("BROKEN")
+        return Said(tokens=tuple(found), broke_off=end == "error")
 
     async def run(self, count: int, *, clients: int, leaving: float) -> None:
         """Send *count* requests from *clients* clients."""
