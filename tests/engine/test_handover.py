@@ -303,6 +303,43 @@ def test_a_client_that_leaves_during_a_pull_frees_the_blocks(start_engine: Start
     asyncio.run(main())
 
 
+def test_a_client_that_leaves_before_there_are_blocks_to_pull_into_ends_the_lease(
+    start_engine: Start,
+) -> None:
+    async def main() -> None:
+        async with (
+            start_engine(kv_lease_s=600.0) as prefill,
+            start_engine(num_blocks=16, max_model_len=128) as decode,
+        ):
+            silent = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+            async with silent:
+                port = silent.sockets[0].getsockname()[1]
+                nowhere = {"do_remote_prefill": True, "remote_engine_id": "p"}
+                nowhere |= {"remote_request_id": "h", "remote_host": "127.0.0.1"}
+                nowhere |= {"remote_port": port}
+                gone = [asyncio.Event(), asyncio.Event()]
+                params = await prefill.prefill(PROMPTS[10])
+                calls = []
+                for prompt, source, event in zip(
+                    ([5] * 120, PROMPTS[10]), (nowhere, params), gone, strict=True
+                ):
+                    body = {"prompt": prompt, "kv_transfer_params": source}
+                    call = decode.post("/v1/completions", body, gone=event)
+                    calls.append(asyncio.create_task(call))
+                    await decode.until(lambda: decode.core.num_running == 1)
+                await decode.until(lambda: decode.core.num_waiting == 1)
+                gone[1].set()
+                await calls[1]
+                await prefill.until(lambda: prefill.core.pool.held == 0)
+                assert decode.core.num_running == 1, "the other still waits for its KV"
+                gone[0].set()
+                await calls[0]
+            await prefill.settle()
+            await decode.settle()
+
+    asyncio.run(main())
+
+
 def test_a_prefill_worker_with_few_blocks_waits_for_its_leases(start_engine: Start) -> None:
     async def main() -> None:
         async with (

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
+import multiprocessing
 import signal
 import sys
 from collections import Counter
-from dataclasses import dataclass, field
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +79,15 @@ class Truth:
         return found
 
 
+@functools.cache
+def _truth(kind: str) -> Truth:
+    return Truth(kind)
+
+
+def _answer(kind: str, prompt: list[int], count: int) -> list[int]:
+    return _truth(kind).answer(prompt, count)
+
+
 class WorkerProcess:
     """A worker that can be killed, stopped and started again on its ports, behind proxies."""
 
@@ -99,8 +111,7 @@ class WorkerProcess:
             *(sys.executable, "-m", "spinney.cmd.main", self.kind, "--port", str(self.port)),
             *("--role", self.role, "--engine-id", f"{self.name}-{self.lives}", "--log-json"),
             *("--kv-port", str(self.kv_port), "--kv-advertise-port", str(self.kv.port)),
-            *("--kv-lease", str(LEASE_S), "--num-blocks", "512", "--max-model-len", "2048"),
-            *("--drain-timeout", "20", *self.flags),
+            *("--kv-lease", str(LEASE_S), "--drain-timeout", "20", *self.flags),
         ]
         with self.log_to.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log)
@@ -144,6 +155,8 @@ class Tally:
     faults: Counter[str] = field(default_factory=Counter)
     handovers: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
+    unsaved: list[str] = field(default_factory=list)
+    """What the router tells of each request that ended in an error."""
 
     @property
     def total(self) -> int:
@@ -153,6 +166,7 @@ class Tally:
         for counter in (self.ended, self.faults, self.handovers):
             counter.clear()
         self.wrong.clear()
+        self.unsaved.clear()
 
 
 @dataclass(frozen=True)
@@ -166,25 +180,64 @@ class Job:
     leave: int = -1
 
 
+@dataclass(frozen=True)
+class Said:
+    """What came of a request: how it ended, or tokens to be compared, and the router's id of it."""
+
+    ended: str = ""
+    tokens: tuple[int, ...] = ()
+    broke_off: bool = False
+    request_id: str = ""
+
+
+@dataclass(frozen=True)
+class Pools:
+    """How many KV blocks workers have, by role, and how many tokens a request may have."""
+
+    prefill: int = 512
+    decode: int = 512
+    context: int = 2048
+
+    def flags(self, role: str) -> tuple[str, ...]:
+        blocks = self.prefill if role == "prefill" else self.decode
+        return ("--num-blocks", str(blocks), "--max-model-len", str(self.context))
+
+
 class Arena:
     """Two prefill and two decode workers behind a router; use it as a context."""
 
     def __init__(
-        self, folder: Path, seed: int, *, kind: str = "mock", slow_down: float = 1.0
+        self,
+        folder: Path,
+        seed: int,
+        *,
+        kind: str = "mock",
+        slow_down: float = 1.0,
+        pools: Pools = Pools(),
+        patience: tuple[str, ...] = (),
     ) -> None:
+        """*patience*: flags of the router that are to differ from `ROUTER_FLAGS`."""
         self.folder, self.seed = folder, seed
         self.rng = Random(seed)
-        self.truth = Truth(kind)
+        self.kind = kind
+        self._reckoner: ProcessPoolExecutor | None = None
+        if kind != "mock":
+            # A model computes: in this process, all that passes the proxies would wait for it.
+            spawning = multiprocessing.get_context("spawn")
+            self._reckoner = ProcessPoolExecutor(1, mp_context=spawning)
         self.tally = Tally()
         pace = ("--speed-up", str(1 / slow_down)) if kind == "mock" else ()
+        prefill = (*pools.flags("prefill"), *pace)
+        decode = (*pools.flags("decode"), *pace)
         plain = ("--no-kv-shared-memory", *(("--no-kv-nixl",) if kind == "engine" else ()))
         self.workers = [
-            WorkerProcess(kind, "p0", "prefill", folder, Random(seed), *pace),
-            WorkerProcess(kind, "p1", "prefill", folder, Random(seed + 1), *pace),
+            WorkerProcess(kind, "p0", "prefill", folder, Random(seed), *prefill),
+            WorkerProcess(kind, "p1", "prefill", folder, Random(seed + 1), *prefill),
             # One maps the blocks of its peers, to the other all bytes come through the proxy.
-            WorkerProcess(kind, "d0", "decode", folder, Random(seed + 2), *pace),
-            WorkerProcess(kind, "d1", "decode", folder, Random(seed + 3), *pace, *plain),
+            WorkerProcess(kind, "d0", "decode", folder, Random(seed + 2), *decode),
+            WorkerProcess(kind, "d1", "decode", folder, Random(seed + 3), *decode, *plain),
         ]
+        self.patience = patience
         self.by_name = {worker.name: worker for worker in self.workers}
         self.router_port = free_port()
         self.router: asyncio.subprocess.Process | None = None
@@ -219,6 +272,8 @@ class Arena:
         for worker in self.workers:
             await worker.http.close()
             await worker.kv.close()
+        if self._reckoner is not None:
+            self._reckoner.shutdown(cancel_futures=True)
 
     async def start_router(self) -> None:
         self.router = await self.another_router(self.router_port)
@@ -237,7 +292,7 @@ class Arena:
         ]
         command = [
             *(sys.executable, "-m", "spinney.cmd.main", "router", "--log-json"),
-            *("--port", str(port), "--model", MODEL, *ROUTER_FLAGS, *flags, *more),
+            *("--port", str(port), "--model", MODEL, *ROUTER_FLAGS, *self.patience, *flags, *more),
         ]
         with (log_to or self.folder / "router.log").open("ab") as log:
             return await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log)
@@ -272,16 +327,40 @@ class Arena:
 
     async def ask(self, job: Job, url: str = "") -> str:
         """Send *job*, check what comes, and return how it ended."""
+        url = url or self.url
         try:
             async with asyncio.timeout(HANG_S):
-                ended = await self._ask(job, url or self.url)
+                said = await self._ask(job, url)
         except TimeoutError:
-            ended = "HANGS"
+            said = Said("HANGS")
             self.tally.wrong.append(f"request {job.number} has no end after {HANG_S:g} s")
+        ended = said.ended or await self._judged(job, said)
+        if ended.startswith("error"):
+            story = await self._story(url, said.request_id)
+            self.tally.unsaved.append(f"request {job.number}, {ended}\n{story}")
         self.tally.ended[ended] += 1
         return ended
 
-    async def _ask(self, job: Job, url: str) -> str:
+    async def _judged(self, job: Job, said: Said) -> str:
+        """Return how a request ended whose answer is as good as the model's, or that it is not."""
+        expected = tuple(await self._expected(job))
+        if said.tokens == expected and not said.broke_off:
+            return "ok"
+        if said.broke_off and said.tokens == expected[: len(said.tokens)]:
+            return "error event"
+        self.tally.wrong.append(
+            f"request {job.number}: {said.tokens} came, broken off: {said.broke_off}, "
+            f"{expected} was due"
+        )
+        return "WRONG"
+
+    async def _expected(self, job: Job) -> list[int]:
+        if self._reckoner is None:
+            return _answer(self.kind, job.prompt, job.count)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._reckoner, _answer, self.kind, job.prompt, job.count)
+
+    async def _ask(self, job: Job, url: str) -> Said:
         body = {
             "model": MODEL,
             "prompt": job.prompt,
@@ -296,21 +375,38 @@ class Arena:
             if not job.stream and job.leave >= 0:
                 return await self._leave_early(call, job.leave)
             async with call as answer:
-                if answer.status != 200:
-                    return self._refused(job, answer.status, await answer.read())
-                if job.stream:
-                    return await self._read_stream(job, answer)
-                return self._whole(job, json.loads(await answer.read()))
+                said = await self._said(job, answer)
+            return replace(said, request_id=answer.headers.get("x-request-id", ""))
         except (aiohttp.ClientError, ValueError) as error:
             self.tally.wrong.append(f"request {job.number} broke: {error!r}")
-            return "BROKEN"
+            return Said("BROKEN")
 
-    async def _leave_early(self, call: Any, tick: int) -> str:
+    async def _said(self, job: Job, answer: aiohttp.ClientResponse) -> Said:
+        if answer.status != 200:
+            return Said(self._refused(job, answer.status, await answer.read()))
+        if job.stream:
+            return await self._read_stream(job, answer)
+        return self._whole(json.loads(await answer.read()))
+
+    async def _story(self, url: str, request_id: str) -> str:
+        """Return what the router did for a request, a line for each step."""
+        try:
+            async with self.session.get(f"{url}/debug/requests/{request_id}") as answer:
+                story = json.loads(await answer.read())
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            return f"  no story: {error!r}"
+        lines = [f"  {story.get('prompt_tokens')} prompt tokens, stream: {story.get('stream')}"]
+        for step in story.get("steps", ()):
+            told = {name: _brief(value) for name, value in step["fields"].items()}
+            lines.append(f"  {step['at_ms']:>9.0f} ms  {step['what']}  {told}")
+        return "\n".join(lines)
+
+    async def _leave_early(self, call: Any, tick: int) -> Said:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(0.005 * tick):
                 async with call as answer:
                     await answer.read()
-        return "left"
+        return Said("left")
 
     def _refused(self, job: Job, code: int, raw: bytes) -> str:
         try:
@@ -328,49 +424,35 @@ class Arena:
         if report:
             self.tally.handovers[f"{report['outcome']} {report['failure'] or ''}".strip()] += 1
 
-    def _whole(self, job: Job, answer: Any) -> str:
-        choice = answer["choices"][0]
+    def _whole(self, answer: Any) -> Said:
         self._note_handover(answer)
-        if choice["token_ids"] != self.truth.answer(job.prompt, job.count):
-            self.tally.wrong.append(f"request {job.number}: wrong tokens {choice['token_ids']}")
-            return "WRONG"
-        return "ok"
+        return Said(tokens=tuple(answer["choices"][0]["token_ids"]))
 
-    async def _read_stream(self, job: Job, answer: aiohttp.ClientResponse) -> str:
+    async def _read_stream(self, job: Job, answer: aiohttp.ClientResponse) -> Said:
         found: list[int] = []
-        end = "unfinished"
+        end = ""
         events = 0
         async for line in answer.content:
             if not line.startswith(b"data: "):
                 continue
             if events == job.leave:
                 answer.close()
-                return "left"
+                return Said("left")
             events += 1
             if line.startswith(b"data: [DONE]"):
-                end = "done" if end == "unfinished" else end
+                end = end or "done"
                 continue
             event = json.loads(line[6:])
             if "error" in event:
-                end = "error event"
+                end = "error"
                 continue
             self._note_handover(event)
             for choice in event["choices"]:
                 found += choice.get("token_ids") or []
-        return self._streamed(job, found, end)
-
-    def _streamed(self, job: Job, found: list[int], end: str) -> str:
-        expected = self.truth.answer(job.prompt, job.count)
-        if end == "unfinished":
+        if not end:
             self.tally.wrong.append(f"request {job.number}: the stream has no end")
-            return "BROKEN"
-        if end == "done" and found != expected:
-            self.tally.wrong.append(f"request {job.number}: {found} came, {expected} was due")
-            return "WRONG"
-        if found != expected[: len(found)]:
-            self.tally.wrong.append(f"request {job.number}: {found} is no beginning of {expected}")
-            return "WRONG"
-        return "ok" if end == "done" else end
+            return Said("BROKEN")
+        return Said(tokens=tuple(found), broke_off=end == "error")
 
     async def run(self, count: int, *, clients: int, leaving: float) -> None:
         """Send *count* requests from *clients* clients."""
@@ -424,6 +506,14 @@ class Arena:
             await until(free, f"{name} holds nothing", LEASE_S + 12)
         except AssertionError:
             self.tally.wrong.append(f"{name} still holds {held}")
+
+
+def _brief(value: Any) -> Any:
+    """Return the names of the workers that were chosen, and other values as they are."""
+    if not isinstance(value, dict) or "decode" not in value:
+        return value
+    picks = (value.get("prefill"), value["decode"])
+    return " then ".join(pick["worker"]["name"] for pick in picks if pick)
 
 
 HELD = (

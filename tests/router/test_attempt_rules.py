@@ -292,6 +292,20 @@ def test_a_stream_that_broke_off_is_told_with_its_migrations():
     asyncio.run(main())
 
 
+def test_workers_that_turn_a_broken_stream_away_use_up_none_of_its_migrations():
+    async def main():
+        async with fleet("d d d d", max_migrations=1, **PATIENT) as world:
+            whole = await world.ask(STREAM)
+            in_turn(world.decode, "die-mid-stream", 503, 503)
+            said = await world.ask(STREAM, headers={"x-request-id": "r"})
+            assert said.text == whole.text
+            story = (await world.get("/debug/requests/r")).json
+            assert (story["attempts"], story["migrations"]) == (4, 1)
+            assert story["outcome"] == "ok"
+
+    asyncio.run(main())
+
+
 def test_where_all_have_failed_lately_one_is_asked_and_its_failure_is_the_answer():
     async def main():
         limits = PATIENT | {"return_wait_s": 0.05, "avoid_first_s": 60.0, "avoid_most_s": 60.0}

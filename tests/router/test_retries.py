@@ -164,22 +164,30 @@ def test_an_attempt_takes_nothing_over_from_the_one_before():
 
 
 @pytest.mark.parametrize(
-    ("journal", "migrations", "free", "budget", "want"),
+    ("kind", "migrations", "free", "more", "counted", "want"),
     [
-        pytest.param(True, 1, False, {}, True, id="one more"),
-        pytest.param(True, 2, True, {}, False, id="no more"),
-        pytest.param(False, 0, True, {}, False, id="nothing to go on from"),
-        pytest.param(True, 0, False, NO_BUDGET, False, id="no budget"),
-        pytest.param(True, 0, True, NO_BUDGET, True, id="free without budget"),
+        pytest.param(KIND.BROKEN, 1, False, {}, True, True, id="one more"),
+        pytest.param(KIND.BROKEN, 2, True, {}, False, False, id="no more"),
+        pytest.param(KIND.BROKEN, 0, True, {"journal": False}, False, False, id="no journal"),
+        pytest.param(KIND.BROKEN, 0, False, NO_BUDGET, True, False, id="no budget"),
+        pytest.param(KIND.BROKEN, 0, True, NO_BUDGET, True, True, id="free without budget"),
+        pytest.param(KIND.REFUSED, 2, True, {}, False, True, id="nobody was reached"),
+        pytest.param(503, 2, True, {}, False, True, id="a 503 reached nobody"),
+        pytest.param(503, 2, True, {"turned_away": 6}, False, False, id="turned away too often"),
+        pytest.param(503, 2, True, {"answering": True}, False, False, id="it had begun"),
+        pytest.param(KIND.REFUSED, 1, False, {}, True, True, id="it was known to fail"),
+        pytest.param(KIND.REFUSED, 2, False, {}, False, False, id="known to fail, no more"),
     ],
 )
-def test_a_stream_goes_on_within_all_bounds(journal, migrations, free, budget, want):
+def test_a_stream_goes_on_within_all_bounds(kind, migrations, free, more, counted, want):
     async def main():
-        made, run = Aftermath(max_migrations=2, **budget), a_run()
-        run.journal = Journal(strip=True) if journal else None
-        run.migrations = migrations
-        found = made.retries.may_migrate(run, free=free)
-        assert run.migrations == migrations + (journal and migrations < 2)
+        budget = {name: more[name] for name in NO_BUDGET if name in more}
+        made, run = Aftermath(max_migrations=2, max_tries=6, **budget), a_run()
+        run.journal = Journal(strip=True) if more.get("journal", True) else None
+        run.migrations, run.turned_away = migrations, more.get("turned_away", 0)
+        run.attempt.answering = more.get("answering", False)
+        found = made.retries.may_migrate(run, a_failure(kind), free=free)
+        assert run.migrations == migrations + counted
         return found
 
     assert asyncio.run(main()) is want
@@ -194,7 +202,7 @@ def test_retries_are_earned_by_requests_and_spent_by_all_kinds():
         for spend in (
             lambda: retries.may_prefill_again(free=False),
             lambda: retries.may_retry(a_run(), a_failure(500), free=False),
-            lambda: retries.may_migrate(run, free=False),
+            lambda: retries.may_migrate(run, a_failure(500), free=False),
         ):
             found.append((spend(), spend()))
             retries.earn()

@@ -30,13 +30,13 @@ def test_a_disaggregated_request_is_one_trace_with_each_stage_below_who_asked_fo
     async def main():
         async with collector() as told, real_stack(tmp_path, "p d", env=told.env) as stack:
             answer = await stack.ask(CHAT, headers=FROM_CLIENT)
-            await until(lambda: len(told.of(TRACE)) == 13, "all spans came")
+            await until(lambda: len(told.of(TRACE)) == 14, "all spans came")
             return answer, told, stack.router.lines("request")
 
     answer, told, lines = asyncio.run(main())
 
     computed = ["chat demo", ["queue", "prefill"]]
-    pulled = ["chat demo", ["queue", "hand-over", "prefill", "decode"]]
+    pulled = ["chat demo", ["queue", "hand-over", "serve KV", "prefill", "decode"]]
     steps = ["queue", "pick", "prefill", computed, "decode", pulled]
     assert told.tree(TRACE) == ["chat demo", steps]
     root = told.root(TRACE)
@@ -55,6 +55,9 @@ def test_a_disaggregated_request_is_one_trace_with_each_stage_below_who_asked_fo
     moved = by_name["spinney-worker", "hand-over"].attributes
     assert (moved["spinney.handover.outcome"], moved["spinney.handover.from"]) == ("pulled", "p0")
     assert moved["spinney.handover.bytes"] > 0
+    served = by_name["spinney-worker", "serve KV"]
+    assert (served.kind, served.attributes["spinney.engine.id"]) == (SERVER, "p0")
+    assert served.attributes["spinney.handover.bytes"] == moved["spinney.handover.bytes"]
     for span in told.of(TRACE):
         assert span.start_ns <= span.end_ns
         assert not span.failed

@@ -268,9 +268,9 @@ def assemble(
             recompute=settings.recompute,
         )
     )
-    transfer = _transfer(settings, backend, service)
-    model = _served_model(settings, backend, names, transfer)
     traces = CallTracer(tracer, timer, engine_id=settings.engine_id, role=settings.role)
+    transfer = _transfer(settings, backend, service, traces)
+    model = _served_model(settings, backend, names, transfer)
     app = EngineApp(
         service,
         backend.tokenizer,
@@ -284,11 +284,17 @@ def assemble(
 
 
 def _transfer(
-    settings: EngineSettings, backend: Backend, service: EngineService
+    settings: EngineSettings, backend: Backend, service: EngineService, traces: CallTracer
 ) -> TransferServer | None:
     if settings.role == "decode" or not backend.serves_pulls:
         return None
-    return TransferServer(service, settings.kv_bind_host, settings.kv_port, memory=backend.memory)
+    return TransferServer(
+        service,
+        settings.kv_bind_host,
+        settings.kv_port,
+        memory=backend.memory,
+        spans=traces.serving,
+    )
 
 
 def _served_model(

@@ -1,6 +1,7 @@
-"""The spans of one call in a worker, told when it has ended.
+"""The spans of one call in a worker, told when it has ended, and of KV that it serves meanwhile.
 
     chat MODEL → queue → hand-over → prefill → decode      for each sequence
+    chat MODEL → serve KV                                  below the call of the worker that pulls
 
 The engine notes times as it goes, traced or not; spans are made of them afterwards, so that a step
 costs nothing more. Invariant: a call has one span, ended however the call ends.
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from spinney.engine.request import FinishReason
-from spinney.tracing import NO_TRACER
+from spinney.tracing import NO_TRACER, TRACEPARENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -52,11 +53,15 @@ class CallTracer:
     ) -> Iterator[None]:
         """Trace what is inside as one call at *path*, which *streams* are told of."""
         if self._tracer is NO_TRACER:
+            # What a caller said of its own trace is passed on as it is.
+            came = (v.decode("latin-1") for name, v in headers if name == _TRACEPARENT)
+            _pulls_under(next(came, ""), streams)
             yield
             return
         carried = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
         operation = OPERATIONS[path]
         span = self._tracer.begin(f"{operation} {model}", carried)
+        _pulls_under(span.carry({}).get(TRACEPARENT, ""), streams)
         if not span.recording:
             yield
             return
@@ -66,6 +71,12 @@ class CallTracer:
                 yield
             finally:
                 self._tell(span, [stream.sequence for stream in streams])
+
+    def serving(self, traceparent: str) -> Span:
+        """Return the span of KV that is served to a worker which pulls it under *traceparent*."""
+        span = self._tracer.begin("serve KV", {TRACEPARENT: traceparent})
+        span.set(self._worker)
+        return span
 
     def _tell(self, span: Span, sequences: Sequence[Sequence_]) -> None:
         now_s = self._timer()
@@ -77,7 +88,13 @@ class CallTracer:
             span.end(str(failed[0]))
 
 
+_TRACEPARENT = TRACEPARENT.encode()
 _FAILED = (FinishReason.ERROR, FinishReason.ABORT)
+
+
+def _pulls_under(traceparent: str, streams: Sequence[Stream]) -> None:
+    for stream in streams:
+        stream.sequence.trace = traceparent
 
 
 def _tell_sequence(span: Span, sequence: Sequence_, now_s: float) -> None:

@@ -118,6 +118,8 @@ class Sequence:
     cached_tokens: int = 0
     pulled_tokens: int = 0
     handover: Handover | None = None
+    trace: str = ""
+    """The ``traceparent`` to pull under, empty when nobody traces."""
     end_reason: FinishReason | None = None
     updates: deque[Update] = field(default_factory=deque)
     on_update: Callable[[], None] = _nobody

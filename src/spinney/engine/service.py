@@ -44,7 +44,11 @@ if TYPE_CHECKING:
 DRAIN_POLL_S = 0.02
 """How often a draining engine looks whether it is done."""
 DECLINE_S = 0.5
-"""What a refusal waits for the prefill worker to hear that its blocks are not wanted."""
+"""How long a prefill worker may take to hear that its blocks are not wanted."""
+DECLINERS = 4
+"""Prefill workers told at one time that blocks are not wanted any more."""
+MAX_UNWANTED = 1024
+"""Hand-overs whose prefill workers are still to be told; those beyond wait for their deadline."""
 LEASE_POLL_S = 0.25
 """An expired lease frees its blocks at most this much later."""
 
@@ -104,6 +108,7 @@ class EngineService:
         self._layout = parts.executor.layout
         self._wake = asyncio.Event()
         self._pulls: dict[str, asyncio.Task[None]] = {}
+        self._unwanted: asyncio.Queue[Sequence] = asyncio.Queue(MAX_UNWANTED)
         self.rooms = Rooms(parts.core.leases)
         self._draining = False
         self._broken: Exception | None = None
@@ -164,7 +169,7 @@ class EngineService:
         self.rooms.settled(handle)
 
     async def decline(self, remote: RemotePrefill, known: Items[int]) -> None:
-        """End the lease on *known* tokens of a hand-over whose request is refused here.
+        """End the lease on *known* tokens of a hand-over that is not wanted here any more.
 
         Best effort: a worker that does not answer within `DECLINE_S` keeps it until its deadline.
         """
@@ -179,6 +184,8 @@ class EngineService:
         self._metrics.started(self._core)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._expire_leases())
+            for _ in range(DECLINERS):
+                group.create_task(self._decline_unwanted())
             if self._publisher is not None:
                 group.create_task(self._publisher.serve_replays())
             await self._step_loop(group)
@@ -296,7 +303,17 @@ class EngineService:
         for sequence, end in self._core.take_ended():
             if sequence.request.lease_as is not None:
                 self.rooms.settled(sequence.request.lease_as)
+            if sequence.needs_pull and sequence.times.admitted is None:
+                # It left before it had blocks to pull into: its handle is not spent.
+                with contextlib.suppress(asyncio.QueueFull):
+                    self._unwanted.put_nowait(sequence)
             self._metrics.finished(sequence, end, now_s)
+
+    async def _decline_unwanted(self) -> None:
+        while True:
+            request = (await self._unwanted.get()).request
+            assert request.remote is not None, "only such sequences have a lease elsewhere"
+            await self.decline(request.remote, request.known)
 
     async def _publish(self) -> None:
         changes = self._core.pool.take_changes()
@@ -352,6 +369,7 @@ class EngineService:
             prompt_digest(known),
             span,
             PATIENCE_S if remote.patient else None,
+            sequence.trace,
         )
         if remote.deadline_s is not None and self._clock.now() >= remote.deadline_s:
             raise HandoverError(

@@ -53,7 +53,8 @@ class Limits:
     settle_s: float = 0.06
     """When all other routers have heard what one told them: three messages' time."""
     max_tries: int = 8
-    """Decode attempts of one request in all, those too that reached no worker."""
+    """Decode attempts of one request in all, those too that reached no worker; and how many workers
+    may turn its stream away, once that has begun."""
     retry_within_s: float = 60.0
     """After a request came; then its next failure is its answer."""
     return_wait_s: float = 5.0
@@ -65,7 +66,8 @@ class Limits:
     max_prefill_attempts: int = 2
     """Prefill workers tried for each decode attempt; then the decode worker prefills."""
     max_migrations: int = 5
-    """Workers that may go on with one stream, after its first worker broke off; 0 lets none."""
+    """Workers that may go on with one stream, after its first worker broke off; 0 lets none. One
+    that was not known to fail and turned the stream away has not gone on with it."""
     retry_ratio: float = 0.2
     """Retries per request that are sustained over time, all requests together."""
     retry_reserve: float = 20.0

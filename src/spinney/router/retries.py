@@ -111,9 +111,17 @@ class Retries:
             return False
         return free or self._budget.try_spend()
 
-    def may_migrate(self, run: Run, *, free: bool) -> bool:
-        """Whether another worker is to go on with a stream that broke off; counts it if so."""
-        if run.journal is None or run.migrations >= self._limits.max_migrations:
+    def may_migrate(self, run: Run, failure: WorkerFailure, *, free: bool) -> bool:
+        """Whether another worker is to go on with a stream that broke off; counts it if so.
+
+        A worker that did not even begin has not gone on with it.
+        """
+        if run.journal is None:
+            return False
+        if free and failure.refused and not run.attempt.answering:
+            run.turned_away += 1
+            return run.turned_away <= self._limits.max_tries
+        if run.migrations >= self._limits.max_migrations:
             return False
         run.migrations += 1
         return free or self._budget.try_spend()

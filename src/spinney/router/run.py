@@ -99,6 +99,8 @@ class Run:
     journal: Journal | None = None
     """What the client has of its stream, for another worker to go on from."""
     migrations: int = 0
+    turned_away: int = 0
+    """Workers that were to go on with its stream and did not even begin."""
     told: Sequence[int] = ()
     """Output tokens that the client has and the next worker goes on from."""
     estimated: openai.Inbound | None = None

@@ -136,7 +136,7 @@ class Serving:
         if run.all_is_sent():
             await run.reply.end(openai.END_OF_STREAM)
             return Outcome.OK
-        if not self._retries.may_migrate(run, free=free):
+        if not self._retries.may_migrate(run, failure, free=free):
             return await self._break_off(run, str(failure))
         self._recorder.migrates(run, failure)
         return None

@@ -45,6 +45,8 @@ class PullRequest:
     span: Span
     patience_s: float | None = None
     """How long the serving side may take, signs of life provided; None: as long as a step takes."""
+    trace: str = ""
+    """The W3C ``traceparent`` it is a part of, empty when nobody traces."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

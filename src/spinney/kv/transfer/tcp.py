@@ -41,14 +41,16 @@ from spinney.kv.transfer.wire import (
     send,
 )
 from spinney.log import get_logger
+from spinney.tracing import NO_SPAN
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Iterator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
     from numpy.typing import NDArray
 
     from spinney.kv.transfer.connector import BlockSource, Taken
     from spinney.kv.transfer.nixl import Registered, RemoteMemory
+    from spinney.tracing import Span as Traced
 
 CONNECT_TIMEOUT_S = 1.0
 """A peer that has not accepted by then counts as dead."""
@@ -205,6 +207,7 @@ def _pull_message(request: PullRequest, host: str, reads: str) -> Pull:
         host,
         reads,
         request.patience_s is not None,
+        request.trace,
     )
 
 
@@ -240,16 +243,28 @@ def _as_handover_errors(peer: str) -> Iterator[None]:
         ) from None
 
 
+def _untraced(_traceparent: str) -> Traced:
+    return NO_SPAN
+
+
 class TransferServer:
     """Serves pulls of *source*'s blocks on ``host:port``; port 0 picks a free one.
 
-    Readers of other hosts that can may read them from *memory*.
+    Readers of other hosts that can may read them from *memory*. *spans* begins the span of a pull
+    that names a trace.
     """
 
     def __init__(
-        self, source: BlockSource, host: str, port: int, *, memory: RemoteMemory | None = None
+        self,
+        source: BlockSource,
+        host: str,
+        port: int,
+        *,
+        memory: RemoteMemory | None = None,
+        spans: Callable[[str], Traced] = _untraced,
     ) -> None:
         self._memory = memory
+        self._spans = spans
         self._source = source
         self._host = shm.host_identity()
         self._pulls = {False: 0, True: 0}
@@ -280,8 +295,8 @@ class TransferServer:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             async with asyncio.timeout(TRANSFER_TIMEOUT_S):
                 message = await expect(sock, Pull)
-            with self._counted(message.patient):
-                await self._serve_pull(sock, message)
+            with self._counted(message.patient), self._traced(message) as span:
+                await self._serve_pull(sock, message, span)
         except HandoverError as error:
             log.info("pull refused", failure=str(error.failure), reason=str(error))
             with contextlib.suppress(OSError):
@@ -303,7 +318,17 @@ class TransferServer:
         finally:
             self._pulls[patient] -= 1
 
-    async def _serve_pull(self, sock: socket.socket, message: Pull) -> None:
+    @contextlib.contextmanager
+    def _traced(self, message: Pull) -> Iterator[Traced]:
+        with self._spans(message.trace) if message.trace else NO_SPAN as span:
+            span.set({"spinney.handover.tokens": message.end - message.first})
+            try:
+                yield span
+            except HandoverError as error:
+                span.end(str(error.failure))
+                raise
+
+    async def _serve_pull(self, sock: socket.socket, message: Pull, span: Traced) -> None:
         if message.version != VERSION:
             raise HandoverError(
                 Failure.PROTOCOL, f"protocol {message.version} was asked for, this is {VERSION}"
@@ -314,6 +339,7 @@ class TransferServer:
             message.prompt,
             Span(message.first, message.end),
             0.0 if message.patient else None,
+            message.trace,
         )
         same_host = bool(self._host) and message.host == self._host
         memory = self._memory if message.reads == nixl.NAME else None
@@ -325,7 +351,10 @@ class TransferServer:
                 async with asyncio.timeout(TRANSFER_TIMEOUT_S):
                     failure = await _deliver(sock, staging, taken)
             finally:
+                span.set({"spinney.handover.bytes": staging.num_bytes})
                 self._source.ended(request, staging.num_bytes, failure)
+            if failure is not None:
+                span.end(str(failure))
         finally:
             staging.close()
 

@@ -32,18 +32,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 VERSION = 3
-"""Raise it when messages, or the meaning of the bytes of a layout, change."""
+"""Raise it when messages, or the meaning of the bytes of a layout, change.
+
+A field that may be missing is no change: who does not know it reads on, and who does takes its
+default."""
 MAX_MESSAGE_BYTES = 65_536
 """A longer message is a protocol error."""
 STALL_TIMEOUT_S = 2.0
 """A peer whose bytes stand still so long counts as dead: it had them in memory."""
 
 
-class Pull(msgspec.Struct, tag="pull"):
+class Pull(msgspec.Struct, tag="pull", omit_defaults=True):
     """Asks for the KV of the tokens from *first* to before *end*.
 
     *layout* is the reader's; *host* its `host_identity` when it can map segments; *reads* names how
-    it can read memory of another host, if it can; *patient*: the prompt may be under way yet.
+    it can read memory of another host, if it can; *patient*: the prompt may be under way yet;
+    *trace* is the ``traceparent`` that it pulls under.
     """
 
     version: int
@@ -55,6 +59,7 @@ class Pull(msgspec.Struct, tag="pull"):
     host: str
     reads: str
     patient: bool
+    trace: str = ""
 
 
 class Ready(msgspec.Struct, tag="ready"):
