@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.contract.worker_process import KINDS, Kind, Worker
 
+from spinney.kv.transfer import nixl
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -32,7 +34,13 @@ VLLM = pytest.param(
 )
 
 
-@pytest.fixture(scope="session", params=["engine", "mock", VLLM])
+NIXL = pytest.param(
+    "engine-nixl",
+    marks=pytest.mark.skipif(not nixl.installed(), reason="nixl is not installed"),
+)
+
+
+@pytest.fixture(scope="session", params=["engine", NIXL, "mock", VLLM])
 def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Pair]:

@@ -190,8 +190,9 @@ def test_a_hand_over_gives_the_answer_of_one_worker(pair: Pair, length: int) -> 
     assert tokens(answer) == expected
     if pair.kind.name != "vllm":
         # A prompt of one block is computed faster than asked for.
-        outcome = "pulled" if length > pair.kind.block else "cached"
-        assert answer["kv_transfer_params"]["outcome"] == outcome
+        way = ("pulled", pair.kind.transport) if length > pair.kind.block else ("cached", None)
+        report = answer["kv_transfer_params"]
+        assert (report["outcome"], report["transport"]) == way
         cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
         assert cached == (length if length > pair.kind.block else 0)
     pair.prefill.wait_idle()
@@ -232,7 +233,8 @@ def test_both_workers_can_be_called_at_once(pair: Pair) -> None:
         answer = decoded.result(ANSWER_S)
     assert tokens(answer) == expected
     assert len(tokens(prefilled)) == 1
-    assert answer["kv_transfer_params"]["outcome"] == "pulled"
+    report = answer["kv_transfer_params"]
+    assert (report["outcome"], report["transport"]) == ("pulled", pair.kind.transport)
     pair.prefill.wait_idle()
     pair.decode.wait_idle()
 

@@ -27,32 +27,40 @@ REMOTE_DECODE = {"do_remote_decode": True, "do_remote_prefill": False}
 
 @dataclass(frozen=True)
 class Kind:
-    """How to start one kind of worker. *start_s* is how long it may take to be ready."""
+    """How to start one kind of worker, and how KV comes to it on one host.
+
+    *start_s* is how long it may take to be ready.
+    """
 
     name: str
     start_s: float
     block: int = 16
     kv_metric: str = "vllm:kv_cache_usage_perc"
+    flags: tuple[str, ...] = ()
+    transport: str = "shared-memory"
 
     def command(self, role: str, port: int, folder: Path, *flags: str) -> list[str]:
         name = f"{self.name}-{role}"
         if self.name == "vllm":
             return vllm_command(role, port, name, folder, self.block)
-        extra = ("--speed-up", "4") if self.name == "mock" else ()
         return [
             *(sys.executable, "-m", "spinney.cmd.main", self.name, "--log-json"),
             *("--port", str(port), "--role", role, "--engine-id", name),
             *("--kv-lease", "2"),
             *("--kv-events-endpoint", f"ipc://{folder}/{role}-events"),
             *("--kv-events-replay-endpoint", f"ipc://{folder}/{role}-replay"),
-            *("--kv-events-topic", f"kv@{name}", *extra, *flags),
+            *("--kv-events-topic", f"kv@{name}", *self.flags, *flags),
         ]
 
 
+BY_NIXL = ("--no-kv-shared-memory", "--kv-nixl")
+
 KINDS = {
+    "engine": Kind("engine", 20),
+    "engine-nixl": Kind("engine", 20, flags=BY_NIXL, transport="nixl"),
+    "mock": Kind("mock", 20, flags=("--speed-up", "4")),
     # vLLM on a CPU takes blocks of multiples of 32.
-    kind.name: kind
-    for kind in (Kind("engine", 20), Kind("mock", 20), Kind("vllm", 180, block=32))
+    "vllm": Kind("vllm", 180, block=32, transport="nixl"),
 }
 
 

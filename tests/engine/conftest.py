@@ -18,6 +18,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
+from tests.kv.fake_nixl import unless_installed
 
 from spinney.clock import SystemClock
 from spinney.engine.assembly import Engine, EngineSettings, build_engine
@@ -296,12 +297,13 @@ def start_engine(tiny_model: Path) -> Iterator[Start]:
             "block_size": 8,
             "seed": 1,
         }
-        engine = build_engine(
-            EngineSettings(**(fields | overrides)),
-            clock=SystemClock(),
-            ids=RandomIds(Random(overrides.get("engine_id", ""))),
-            timer=time.perf_counter,
-        )
+        with unless_installed():
+            engine = build_engine(
+                EngineSettings(**(fields | overrides)),
+                clock=SystemClock(),
+                ids=RandomIds(Random(overrides.get("engine_id", ""))),
+                timer=time.perf_counter,
+            )
         running = RunningEngine(engine)
         tasks = [asyncio.create_task(engine.service.run())]
         if engine.transfer is not None:

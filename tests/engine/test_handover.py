@@ -13,7 +13,7 @@ import pytest
 
 from spinney.engine.random_model import RandomModel, write_random_model
 from spinney.kv.events import BlockStored, decode_batch
-from spinney.kv.transfer import connector, nixl
+from spinney.kv.transfer import connector
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,17 +32,7 @@ def tokens(answer: Any) -> list[int]:
     return ids
 
 
-@pytest.mark.parametrize(
-    "way",
-    [
-        "shared-memory",
-        "tcp",
-        pytest.param(
-            "nixl",
-            marks=pytest.mark.skipif(not nixl.installed(), reason="nixl is not installed"),
-        ),
-    ],
-)
+@pytest.mark.parametrize("way", ["shared-memory", "tcp", "nixl"])
 def test_disaggregated_tokens_equal_aggregated_ones(start_engine: Start, way: str) -> None:
     shared, by_nixl = way == "shared-memory", way == "nixl"
 

@@ -20,6 +20,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("handover-faults")]
 
 NEGATIVE_ACK_S = 0.2
 ENGINE = Kind("engine", 20)
+BY_SOCKET = ("--no-kv-nixl",)
+"""So that what memory files do not carry passes the proxy, also where NIXL is installed."""
 TO_SERVING, TO_READER = "to the serving side", "to the reader"
 HEADER = 12
 
@@ -74,7 +76,7 @@ class Pair:
         self.link = BitFlipper(kv)
         flags = ("--kv-port", str(kv), "--kv-advertise-port", str(self.link.port))
         self.prefill = Worker(ENGINE, "prefill", folder, flags)
-        self.decode = Worker(ENGINE, "decode", folder, ("--no-kv-shared-memory",))
+        self.decode = Worker(ENGINE, "decode", folder, (*BY_SOCKET, "--no-kv-shared-memory"))
         for worker in (self.prefill, self.decode):
             worker.wait_ready()
 
@@ -157,7 +159,7 @@ def start(tmp_path: Path) -> Iterator[Callable[[str], Worker]]:
     started: list[Worker] = []
 
     def begin(role: str) -> Worker:
-        started.append(Worker(ENGINE, role, tmp_path))
+        started.append(Worker(ENGINE, role, tmp_path, BY_SOCKET))
         return started[-1].wait_ready()
 
     yield begin

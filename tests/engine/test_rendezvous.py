@@ -37,11 +37,16 @@ def meeting(prefill: Any) -> dict[str, Any]:
     }
 
 
-def test_both_are_called_at_once_and_the_answer_is_that_of_one(start_engine: Start) -> None:
+@pytest.mark.parametrize("way", ["shared-memory", "tcp", "nixl"])
+def test_both_are_called_at_once_and_the_answer_is_that_of_one(
+    start_engine: Start, way: str
+) -> None:
+    ways = {"kv_shared_memory": way == "shared-memory", "kv_nixl": way == "nixl"}
+
     async def main() -> None:
         async with (
-            start_engine(role="prefill") as prefill,
-            start_engine(role="decode") as decode,
+            start_engine(engine_id="prefill", role="prefill", **ways) as prefill,
+            start_engine(engine_id="decode", role="decode", **ways) as decode,
             start_engine() as whole,
         ):
 
@@ -53,7 +58,8 @@ def test_both_are_called_at_once_and_the_answer_is_that_of_one(start_engine: Sta
                     prefill.complete(text, max_tokens=9, **where),
                 )
                 assert tokens(answer) == expected
-                assert answer["kv_transfer_params"]["outcome"] == "pulled"
+                report = answer["kv_transfer_params"]
+                assert (report["outcome"], report["transport"]) == ("pulled", way)
                 assert len(tokens(other)) == 1
 
             # More than the tickets that may be pulled at one time.

@@ -229,7 +229,7 @@ class Arena:
         pace = ("--speed-up", str(1 / slow_down)) if kind == "mock" else ()
         prefill = (*pools.flags("prefill"), *pace)
         decode = (*pools.flags("decode"), *pace)
-        plain = ("--no-kv-shared-memory",)
+        plain = ("--no-kv-shared-memory", *(("--no-kv-nixl",) if kind == "engine" else ()))
         self.workers = [
             WorkerProcess(kind, "p0", "prefill", folder, Random(seed), *prefill),
             WorkerProcess(kind, "p1", "prefill", folder, Random(seed + 1), *prefill),

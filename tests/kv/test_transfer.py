@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 import pytest
 from msgspec.structs import replace as replace_struct
+from tests.kv.fake_nixl import unless_installed
 
 from spinney.errors import BadInputError
 from spinney.kv.layout import KVLayout
@@ -68,19 +69,13 @@ def wanted(first: int = 0, count: int = 1) -> PullRequest:
     return PullRequest(Handle("h"), LAYOUT, "prompt", Span(first, first + count))
 
 
-WAYS = [
-    "shared-memory",
-    "tcp",
-    pytest.param(
-        "nixl",
-        marks=pytest.mark.skipif(not nixl.installed(), reason="nixl is not installed"),
-    ),
-]
+WAYS = ["shared-memory", "tcp", "nixl"]
 
 
 @functools.cache
 def memory(side: str) -> nixl.RemoteMemory:
-    return nixl.RemoteMemory(f"test-{side}")
+    with unless_installed():
+        return nixl.RemoteMemory(f"test-{side}")
 
 
 def connector(way: str) -> TcpConnector:
@@ -91,8 +86,7 @@ def connector(way: str) -> TcpConnector:
 
 @contextlib.asynccontextmanager
 async def serving(source: Blocks) -> AsyncIterator[int]:
-    both = memory("serving") if nixl.installed() else None
-    server = TransferServer(source, "127.0.0.1", 0, memory=both)
+    server = TransferServer(source, "127.0.0.1", 0, memory=memory("serving"))
     task = asyncio.create_task(server.serve())
     try:
         yield server.port
@@ -359,7 +353,7 @@ def test_a_reader_that_gives_up_leaves_nothing_behind(way: str) -> None:
                     await asyncio.Event().wait()
 
             reader = asyncio.create_task(hold())
-            await entered.wait()
+            await until(entered.is_set)
             reader.cancel()
             await until(lambda: len(source.ends) == 1)
             assert source.ends[0][1] is not None
@@ -403,7 +397,6 @@ def test_a_serving_side_without_memory_says_so_at_once() -> None:
     asyncio.run(main())
 
 
-@pytest.mark.skipif(not nixl.installed(), reason="nixl is not installed")
 def test_an_offer_that_leads_nowhere_is_a_failure_and_no_end() -> None:
     async def main() -> None:
         reading, serving = memory("reading"), memory("serving")
@@ -429,7 +422,6 @@ def test_an_offer_that_leads_nowhere_is_a_failure_and_no_end() -> None:
     asyncio.run(main())
 
 
-@pytest.mark.skipif(not nixl.installed(), reason="nixl is not installed")
 def test_a_peer_that_dies_while_its_memory_is_read_is_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -447,7 +439,7 @@ def test_a_peer_that_dies_while_its_memory_is_read_is_reported(
         server = TransferServer(source, "127.0.0.1", 0, memory=memory("serving"))
         task = asyncio.create_task(server.serve())
         pull = asyncio.create_task(pulled(server.port, wanted(0, 5000), "nixl"))
-        await entered.wait()
+        await until(entered.is_set)
         task.cancel()
         died = time.perf_counter()
         with contextlib.suppress(HandoverError):
