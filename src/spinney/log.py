@@ -30,7 +30,8 @@ class _StandardError:
             sys.stderr.flush()
 
 
-_LINES = structlog.PrintLoggerFactory(file=cast("TextIO", _StandardError()))
+# A line and its end go out in one piece: several processes may write to one place.
+_LINES = structlog.WriteLoggerFactory(file=cast("TextIO", _StandardError()))
 
 
 def reset() -> None:
