@@ -43,7 +43,8 @@ class Program:
 
     def lines(self, event: str) -> list[dict[str, Any]]:
         """Return the log lines of *event*."""
-        whole = (each for each in self.log.read_text().splitlines(keepends=True) if each[-1] == "\n")
+        said = self.log.read_text().splitlines(keepends=True)
+        whole = (line for line in said if line[-1] == "\n")
         read = [json.loads(line) for line in whole if line[0] == "{"]
         return [line for line in read if line.get("event") == event]
 
