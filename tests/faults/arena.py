@@ -121,7 +121,8 @@ class WorkerProcess:
 
     async def answers(self, session: aiohttp.ClientSession) -> bool:
         assert self.process is not None
-        assert self.process.returncode is None, f"{self.name} ended: {self.log_tail()}"
+        code = self.process.returncode
+        assert code is None, f"{self.name} ended with {code}: {self.log_tail()}"
         return await status(session, f"http://127.0.0.1:{self.port}/health") == 200
 
     def log_tail(self) -> str:

@@ -62,6 +62,10 @@ class Proxy:
     def set_trap(self, after: int, spring: Callable[[], None]) -> None:
         self._trap = (after, spring)
 
+    def clear_trap(self) -> None:
+        """Have nothing happen any more."""
+        self._trap = None
+
     async def heal(self) -> None:
         """Take connections and pass bytes; connections under way that are broken end."""
         self._trap = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 from random import Random
 from typing import TYPE_CHECKING
@@ -81,12 +82,13 @@ async def kill_in_transfer(storm: Storm, target: WorkerProcess) -> None:
 
     proxy = target.kv if target.role == "prefill" else target.http
     proxy.set_trap(storm.rng.choice((0, 1, 200, 2000)), spring)
-    try:
+    with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(2):
             await struck.wait()
-    except TimeoutError:
-        return
-    await _dead_for(target, storm.seconds(0.0, 1.0))
+    # Nobody would start the worker again that meets it later.
+    proxy.clear_trap()
+    if struck.is_set():
+        await _dead_for(target, storm.seconds(0.0, 1.0))
 
 
 async def _dead_for(target: WorkerProcess, seconds: float) -> None:
