@@ -34,6 +34,19 @@ async def asked(world, *words):
     )
 
 
+def test_a_prompt_that_no_worker_counted_is_told_of_as_an_estimate():
+    async def main():
+        async with fleet("d", max_migrations=0, **PATIENT) as world:
+            world.decode[0].fault = "die-mid-stream"
+            await world.ask(LONG, headers={"x-request-id": "r1"})
+            story = (await world.get("/debug/requests/r1")).json
+            return story, await asked(world, "request/r1")
+
+    story, told = asyncio.run(main())
+
+    assert f", about {story['prompt_tokens']} prompt tokens" in told.output.splitlines()[1]
+
+
 @pytest.mark.parametrize(("policy", "unit"), [(MILLISECONDS, "ms"), (Policy(), "tokens")])
 def test_a_story_has_times_candidates_with_the_terms_of_their_costs_and_what_came_of_it(
     policy, unit
@@ -51,7 +64,7 @@ def test_a_story_has_times_candidates_with_the_terms_of_their_costs_and_what_cam
     assert text.exit_code == 0, text.output
     told = text.output.splitlines()
     assert told[0] == "request r1: ok"
-    assert "7 prompt tokens, 5 answered" in told[1]
+    assert ", 7 prompt tokens, 5 answered" in told[1]
     assert "first byte after" in told[2]
     assert told[3] == "  tenant acme"
     (chosen,) = [line for line in told if "chosen:" in line]

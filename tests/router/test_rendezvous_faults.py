@@ -56,6 +56,21 @@ def test_when_the_prefill_fails_another_pair_meets_in_another_room(fault):
     asyncio.run(main())
 
 
+def test_where_a_kept_connection_ended_the_same_workers_meet_in_another_room():
+    async def main():
+        async with fleet("p d", meets=True, **PATIENT) as world:
+            await world.ask(STREAM)
+            world.prefill[0].fault, world.prefill[0].faults_left = "close-idle", 1
+            async with asyncio.timeout(AT_ONCE_S):
+                said = await world.ask(STREAM)
+            assert (said.status, said.text, said.mode) == (200, TEXT, "disaggregated")
+            rooms = [seen.body["bootstrap_room"] for seen in world.prefill[0].seen]
+            assert len(rooms) == len(set(rooms)) == 3
+            assert world.idle()
+
+    asyncio.run(main())
+
+
 def test_a_stream_that_goes_on_does_not_wait_for_a_prefill_that_failed():
     async def main():
         async with fleet("p p d d d", meets=True, **PATIENT) as world:

@@ -241,17 +241,22 @@ def test_an_expression_selects_what_it_says_and_nothing_when_it_is_not_understoo
 # Volumes
 
 
+async def late_volume(cluster: SimulatedCluster) -> dict[str, Any]:
+    """Make a claim whose volume is made once its pod has a node; return a pod's volume of it."""
+    await make(
+        cluster,
+        StorageClass,
+        "late",
+        provisioner="disk.example.com",
+        volumeBindingMode="WaitForFirstConsumer",
+    )
+    await make(cluster, PersistentVolumeClaim, "data", spec={"storageClassName": "late"})
+    return {"name": "data", "persistentVolumeClaim": {"claimName": "data"}}
+
+
 def test_room_is_kept_while_a_volume_is_made() -> None:
     async def scene(cluster: SimulatedCluster) -> None:
-        await make(
-            cluster,
-            StorageClass,
-            "late",
-            provisioner="disk.example.com",
-            volumeBindingMode="WaitForFirstConsumer",
-        )
-        await make(cluster, PersistentVolumeClaim, "data", spec={"storageClassName": "late"})
-        volume = {"name": "data", "persistentVolumeClaim": {"claimName": "data"}}
+        volume = await late_volume(cluster)
         container = {
             "name": "main",
             "image": "example.org/x:1",
@@ -272,15 +277,7 @@ def test_room_is_kept_while_a_volume_is_made() -> None:
 
 def test_a_volume_is_asked_for_on_the_node_and_the_pod_waits_for_it() -> None:
     async def scene(cluster: SimulatedCluster) -> None:
-        await make(
-            cluster,
-            StorageClass,
-            "late",
-            provisioner="disk.example.com",
-            volumeBindingMode="WaitForFirstConsumer",
-        )
-        await make(cluster, PersistentVolumeClaim, "data", spec={"storageClassName": "late"})
-        volume = {"name": "data", "persistentVolumeClaim": {"claimName": "data"}}
+        volume = await late_volume(cluster)
         await make_pod(cluster, "p", volumes=[volume])
         await asyncio.sleep(1)
         await make_pod(cluster, "other")

@@ -92,8 +92,9 @@ def lines(story: Story) -> Iterator[str]:
 
 def _head(story: Story) -> Iterator[str]:
     counted = story["input_tokens"]
-    prompt = story["prompt_tokens"] if counted is None else counted
-    tokens = f"{prompt} prompt tokens"
+    # What no worker counted is the router's estimate, from the length of the text.
+    tokens = f"about {story['prompt_tokens']}" if counted is None else f"{counted}"
+    tokens += " prompt tokens"
     if story["cached_tokens"] is not None:
         tokens += f" ({story['cached_tokens']} cached)"
     if story["output_tokens"] is not None:
